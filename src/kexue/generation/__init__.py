@@ -1,0 +1,3 @@
+"""Tokens out: sampling and chat."""
+
+__all__: list[str] = []

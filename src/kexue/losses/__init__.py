@@ -1,0 +1,3 @@
+"""What is minimised: losses as plain functions of tensors."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""What networks are made of: layers and heads as plain PyTorch modules."""
+
+__all__: list[str] = []

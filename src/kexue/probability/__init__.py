@@ -1,0 +1,3 @@
+"""Numbers and distributions: no nn.Module, no trainer, no tokenizer."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Run folders and self-contained HTML pages."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The loop: fit, objectives and their wrappers, checkpoints, tracking."""
+
+__all__: list[str] = []
