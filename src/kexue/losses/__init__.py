@@ -1,3 +1,5 @@
 """What is minimised: losses as plain functions of tensors."""
 
-__all__: list[str] = []
+from kexue.losses.multilabel import flatten_spans, multilabel_cross_entropy
+
+__all__ = ["flatten_spans", "multilabel_cross_entropy"]

@@ -1,3 +1,25 @@
 """What networks are made of: layers and heads as plain PyTorch modules."""
 
-__all__: list[str] = []
+from kexue.nn.global_pointer import (
+    GlobalPointer,
+    SpanPointer,
+    best_span,
+    span_cross_entropy,
+    span_scores,
+)
+from kexue.nn.rotary import apply_rotary, rotary_angles
+from kexue.nn.sequence_head import ChoiceHead, Pooling, SequenceHead, pool
+
+__all__ = [
+    "ChoiceHead",
+    "GlobalPointer",
+    "Pooling",
+    "SequenceHead",
+    "SpanPointer",
+    "apply_rotary",
+    "best_span",
+    "pool",
+    "rotary_angles",
+    "span_cross_entropy",
+    "span_scores",
+]

@@ -1,0 +1,213 @@
+"""Pretrained encoders, loaded strictly: what matched, what is missing, what was left over.
+
+A checkpoint whose names do not fit loads in silence elsewhere and trains from noise. Here every
+load comes with a table, and a backbone that matched less than 95 % of its parameters is refused.
+A local folder never touches the network; the hub's own variables (HF_ENDPOINT, HF_HUB_OFFLINE,
+HF_HOME) are honoured for names that are no folder.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kexue.models.tiny import tiny_encoder, tiny_tokenizer
+
+__all__ = ["CheckpointError", "LoadTable", "load_encoder", "load_tokenizer"]
+
+MINIMUM_MATCHED = 0.95
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used; the message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class LoadTable:
+    """What became of a checkpoint's weights.
+
+    Args:
+        source: folder or hub name.
+        matched: parameters of the encoder that were filled from the checkpoint.
+        total: parameters of the encoder.
+        missing: names the encoder has and the checkpoint lacks; they hold random numbers.
+        mismatched: names whose shapes differ, as "name: checkpoint shape, model shape".
+        unexpected: names the checkpoint has and the encoder lacks (heads of its pretraining).
+    """
+
+    source: str
+    matched: int
+    total: int
+    missing: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Matched parameters over all parameters of the encoder."""
+        return self.matched / max(self.total, 1)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.share:.1%} of {self.total:,} parameters matched"]
+        for kind in ("missing", "mismatched", "unexpected"):
+            names = getattr(self, kind)
+            shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+            lines.append(f"  {kind:<10} {len(names):>4}  {shown}".rstrip())
+        return "\n".join(lines)
+
+    def require(self, minimum: float = MINIMUM_MATCHED) -> None:
+        """Refuses a backbone that is mostly noise.
+
+        Raises:
+            CheckpointError: less than `minimum` of the parameters matched.
+        """
+        if self.share < minimum:
+            raise CheckpointError(
+                f"{self.source}: only {self.share:.1%} of the encoder's parameters are in the "
+                f"checkpoint, {minimum:.0%} are needed; does config.json belong to these weights? "
+                f"missing {len(self.missing)} (e.g. {', '.join(self.missing[:2]) or 'none'}), "
+                f"mismatched {len(self.mismatched)} (e.g. "
+                f"{', '.join(self.mismatched[:2]) or 'none'}), unexpected {len(self.unexpected)} "
+                f"(e.g. {', '.join(self.unexpected[:2]) or 'none'})"
+            )
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The fast tokenizer of `tiny`, a folder or a hub name.
+
+    Raises:
+        CheckpointError: the folder holds none, or the hub cannot be reached.
+    """
+    if str(source) == "tiny":
+        return tiny_tokenizer()
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / f).exists() for f in TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{folder}: no tokenizer here (looked for {', '.join(TOKENIZER_FILES)}); "
+            "copy vocab.txt of the original model or call tokenizer.save_pretrained(folder)"
+        )
+    check_reachable(source)
+    try:
+        return AutoTokenizer.from_pretrained(str(source), local_files_only=folder.is_dir())
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: tokenizer not loaded: {first_line(error)}") from error
+
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
+
+
+def load_encoder(source: str | Path, *, vocabulary_size: int) -> tuple[nn.Module, LoadTable]:
+    """An encoder with `last_hidden_state`, and the table of its weights.
+
+    Args:
+        source: `tiny` (random weights from torch's current seed), a folder written by
+            `save_pretrained`, or a hub name.
+        vocabulary_size: entries of the tokenizer; the embedding table grows if it is smaller.
+
+    Raises:
+        CheckpointError: no config, no weights, unreadable, or less than 95 % matched.
+    """
+    if str(source) == "tiny":
+        encoder = tiny_encoder(vocabulary_size)
+        total = count(encoder)
+        return encoder, LoadTable("tiny (from scratch)", total, total)
+    folder = Path(source)
+    check_reachable(source)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"{folder}: no config.json here; the folder holds {present}")
+    try:
+        with quiet_transformers():
+            encoder, info = from_pretrained(str(source), local_files_only=folder.is_dir())
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: weights not loaded: {first_line(error)}") from error
+    table = tabulate(str(source), encoder, info)
+    table.require()
+    if encoder.get_input_embeddings().num_embeddings < vocabulary_size:
+        encoder.resize_token_embeddings(vocabulary_size)
+    return encoder, table
+
+
+def from_pretrained(source: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """transformers' own loading, without a pooler where the architecture lets one leave it out."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    config = AutoConfig.from_pretrained(source, **options)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{config.model_type} is an encoder-decoder; an encoder is needed")
+    if type(config) in MODEL_MAPPING:
+        init = inspect.signature(MODEL_MAPPING[type(config)].__init__)
+        if "add_pooling_layer" in init.parameters:
+            options["add_pooling_layer"] = False
+    return AutoModel.from_pretrained(  # type: ignore[no-any-return]
+        source,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype="float32",
+        **options,
+    )
+
+
+def tabulate(source: str, encoder: nn.Module, info: dict[str, Any]) -> LoadTable:
+    """The table from transformers' loading information."""
+    mismatched = {
+        item[0]: (
+            f"{item[0]}: checkpoint {list(item[1])}, model {list(item[2])}"
+            if len(item) > 2
+            else item[0]
+        )
+        for item in (m if isinstance(m, tuple) else (m,) for m in info["mismatched_keys"])
+    }
+    missing = set(info["missing_keys"]) - set(mismatched)
+    sizes = {name: p.numel() for name, p in encoder.named_parameters() if "pooler." not in name}
+    lost = sum(size for name, size in sizes.items() if name in missing or name in mismatched)
+    total = sum(sizes.values())
+    return LoadTable(
+        source,
+        total - lost,
+        total,
+        tuple(sorted(missing)),
+        tuple(mismatched[name] for name in sorted(mismatched)),
+        tuple(sorted(info["unexpected_keys"])),
+    )
+
+
+def check_reachable(source: str | Path) -> None:
+    """A path that does not exist is no hub name: say so before asking the network."""
+    text = str(source)
+    if Path(text).exists():
+        return
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
+    if looks_local:
+        raise CheckpointError(f"{text}: no such folder; give tiny, a model folder or a hub name")
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Our table replaces the pages of warnings."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

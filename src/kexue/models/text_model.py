@@ -1,0 +1,44 @@
+"""An encoder and a head: the whole of every fine-tuning model here.
+
+The head sees the last hidden states (R, L, D) and the mask (R, L), True = visible; no pooler, no
+dropout in between (S01, section 2.2). Token types are left at their default 0, also for pairs.
+"""
+
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+__all__ = ["TextModel"]
+
+
+class TextModel(nn.Module):
+    """`head(encoder(tokens).last_hidden_state, mask, …)`.
+
+    Args:
+        encoder: any module that returns `last_hidden_state`.
+        head: any module called with hidden states, mask and the head's own options.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "R L"],
+        attention_mask: Int[Tensor, "R L"],
+        visible: Bool[Tensor, "R L"] | None = None,
+        **options: object,
+    ) -> Tensor:
+        """The head's scores.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 where the encoder may look, 0 for padding.
+            visible: what the head may look at, if that is less (the passage, not the question).
+            options: passed to the head.
+        """
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        mask = attention_mask.bool() if visible is None else visible
+        scores: Tensor = self.head(states.last_hidden_state, mask, **options)
+        return scores

@@ -1,0 +1,211 @@
+"""The scores of a CLUE run as rows and means, for the terminal and for the page.
+
+For the scores x_1 … x_n of n tasks, in percent:
+
+    arithmetic mean  (1/n) Σ x_i      geometric mean  (Π x_i)^(1/n)      harmonic mean  n / Σ 1/x_i
+
+With several seeds a row holds mean, standard deviation (n − 1 in the denominator), minimum and
+maximum over the seeds. The means over tasks are taken for each seed that has every task, and then
+averaged. A score of zero makes the geometric and the harmonic mean zero.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Means", "Row", "Spread", "clue_means", "clue_table", "finite", "print_clue_table"]
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over seeds."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Mean, standard deviation and range of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), deviation, min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task over its seeds; None is a number that the results do not hold."""
+
+    task: str
+    metric: str
+    score: Spread | None
+    others: dict[str, float]
+    chance: float | None
+    best_epoch: str
+    seconds: float | None
+    tokens_per_second: float | None
+    samples_per_second: float | None
+    train_examples: int | None
+    dev_examples: int | None
+
+
+@dataclass(frozen=True)
+class Means:
+    """Three means over tasks; `zero` names the tasks whose score of zero makes two of them zero."""
+
+    arithmetic: Spread
+    geometric: Spread
+    harmonic: Spread
+    tasks: int
+    zero: tuple[str, ...] = ()
+
+
+def finite(value: object) -> float | None:
+    """The value as a number, or None if it is none."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def score(result: Result) -> float | None:
+    """The main score of one result in percent."""
+    scores = result.get("scores")
+    return finite(scores.get(result.get("metric"))) if isinstance(scores, Mapping) else None
+
+
+def clue_table(results: Sequence[Result]) -> list[Row]:
+    """One row per task, in the order in which tasks first appear."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(str(result.get("task", "?")), []).append(result)
+    return [_row(task, group) for task, group in groups.items()]
+
+
+def clue_means(results: Sequence[Result]) -> Means | None:
+    """The means over tasks, or None without any score.
+
+    Example:
+        >>> def result(task, score):
+        ...     return {"task": task, "metric": "accuracy", "scores": {"accuracy": score}}
+        >>> means = clue_means([result("tnews", 40.0), result("wsc", 90.0)])
+        >>> [round(m.mean, 2) for m in (means.arithmetic, means.geometric, means.harmonic)]
+        [65.0, 60.0, 55.38]
+    """
+    by_seed: dict[str, dict[str, float]] = {}
+    for result in results:
+        if (value := score(result)) is not None:
+            by_seed.setdefault(str(result.get("seed")), {})[str(result.get("task", "?"))] = value
+    if not by_seed:
+        return None
+    tasks = {task for scores in by_seed.values() for task in scores}
+    complete = [list(scores.values()) for scores in by_seed.values() if len(scores) == len(tasks)]
+    if not complete:
+        complete = [[row.score.mean for row in clue_table(results) if row.score]]
+    zero = sorted({task for scores in by_seed.values() for task in scores if scores[task] <= 0})
+    return Means(
+        Spread.of([statistics.fmean(values) for values in complete]),
+        Spread.of([_geometric(values) for values in complete]),
+        Spread.of([_harmonic(values) for values in complete]),
+        len(tasks),
+        tuple(zero),
+    )
+
+
+def print_clue_table(results: Sequence[Result], console: "Console") -> None:
+    """Print the table and its means on a rich console."""
+    from rich.table import Table
+
+    rows, means = clue_table(results), clue_means(results)
+    seeds = max((row.score.count for row in rows if row.score), default=1)
+    gap = 1 if seeds > 1 else 2  # fits 80 columns
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    for name in ("task", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("score", *(("± sd", "min–max") if seeds > 1 else ()), "chance", "epoch", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row.task, row.metric, "—" if row.score is None else f"{row.score.mean:.2f}"]
+        if seeds > 1 and row.score:
+            cells += [f"{row.score.deviation:.2f}", f"{row.score.low:.1f}–{row.score.high:.1f}"]
+        elif seeds > 1:
+            cells += ["—", "—"]
+        cells += ["—" if row.chance is None else f"{row.chance:.1f}", row.best_epoch or "—"]
+        cells += ["—" if row.seconds is None else f"{row.seconds:.1f} s"]
+        cells += ["—" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"]
+        table.add_row(*cells)
+    console.print(table)
+    if means is None:
+        console.print("no scores yet")
+        return
+    named = (("arithmetic", means.arithmetic), ("geometric", means.geometric))
+    for name, mean in (*named, ("harmonic", means.harmonic)):
+        spread = f" ± {mean.deviation:.2f}" if mean.count > 1 else ""
+        console.print(f"{name:>10} mean over {means.tasks} tasks: {mean.mean:.2f}{spread}")
+    if means.zero:
+        console.print(f"geometric and harmonic mean are 0: {', '.join(means.zero)} scored 0")
+
+
+def _row(task: str, group: Sequence[Result]) -> Row:
+    values = [value for result in group if (value := score(result)) is not None]
+    metric = str(group[0].get("metric") or "—")
+
+    def average(key: str) -> float | None:
+        known = [number for result in group if (number := finite(result.get(key))) is not None]
+        return statistics.fmean(known) if known else None
+
+    def first(key: str) -> int | None:
+        number = finite(group[0].get(key))
+        return None if number is None else int(number)
+
+    return Row(
+        task=task,
+        metric=metric,
+        score=Spread.of(values) if values else None,
+        others=_other_scores(group, metric),
+        chance=average("chance"),
+        best_epoch=_best_epoch(group, first("epochs")),
+        seconds=average("seconds"),
+        tokens_per_second=average("tokens_per_second"),
+        samples_per_second=average("samples_per_second"),
+        train_examples=first("train_examples"),
+        dev_examples=first("dev_examples"),
+    )
+
+
+def _best_epoch(group: Sequence[Result], total: int | None) -> str:
+    """Such as `3 / 5`, or `2–4 / 5` where seeds differ."""
+    best = [epoch for result in group if (epoch := finite(result.get("best_epoch"))) is not None]
+    if not best:
+        return ""
+    low, high = f"{min(best):g}", f"{max(best):g}"
+    return (low if low == high else f"{low}–{high}") + (f" / {total}" if total else "")
+
+
+def _other_scores(group: Sequence[Result], metric: str) -> dict[str, float]:
+    """Every score but the main one, averaged over seeds."""
+    known: dict[str, list[float]] = {}
+    for result in group:
+        scores = result.get("scores")
+        for name, value in scores.items() if isinstance(scores, Mapping) else ():
+            if name != metric and (number := finite(value)) is not None:
+                known.setdefault(str(name), []).append(number)
+    return {name: statistics.fmean(values) for name, values in known.items()}
+
+
+def _geometric(values: Sequence[float]) -> float:
+    if min(values) <= 0:
+        return 0.0
+    return math.exp(statistics.fmean([math.log(value) for value in values]))
+
+
+def _harmonic(values: Sequence[float]) -> float:
+    return 0.0 if min(values) <= 0 else 1 / statistics.fmean([1 / value for value in values])

@@ -1,0 +1,82 @@
+"""Checkpoints that survive a kill at any moment.
+
+A checkpoint is written under a temporary name, flushed, and renamed: what carries a final name is
+whole. The newest whole one is kept, older and unfinished ones are removed. Weights, optimizer and
+schedule go through Accelerate (so sharded models save and load as well); where training stood is a
+small JSON file. Random numbers need no saving: each step seeds itself from (seed, step).
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Checkpoints", "replace_folder", "sync_folder"]
+
+
+class Checkpoints:
+    """The checkpoints of one run, `folder/step-00000123`.
+
+    Args:
+        folder: made when the first checkpoint is written.
+        accelerator: the `accelerate.Accelerator` that prepared model, optimizer and schedule.
+    """
+
+    def __init__(self, folder: Path, accelerator: Any) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint, if there is one."""
+        whole = sorted(self.folder.glob("step-*/state.json"))
+        return whole[-1].parent if whole else None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Writes a checkpoint and removes all others. Called by every process."""
+        partial = self.folder / f".writing-{step:08d}"
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
+        if main:
+            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            final = self.folder / f"step-{step:08d}"
+            replace_folder(partial, final)
+            for other in [*self.folder.glob("step-*"), *self.folder.glob(".writing-*")]:
+                if other != final:
+                    shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> dict[str, Any] | None:
+        """Restores the newest checkpoint and returns its state; None if there is none."""
+        newest = self.newest()
+        if newest is None:
+            return None
+        self.accelerator.load_state(str(newest))
+        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        return state
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Gives a finished folder its final name, replacing what stood there."""
+    sync_folder(partial)
+    if final.exists():
+        old = final.with_name(f".old-{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes every file below a folder to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,116 @@
+"""What is seen of a training run while it goes on: metrics.jsonl, trackers, and a progress line."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsFile", "Progress", "progress"]
+
+
+class MetricsFile:
+    """One JSON object a line; after a resume the lines beyond the resumed step are cut off.
+
+    Args:
+        path: the file; its folder must exist.
+        keep_until: last step whose lines stay (resume); None starts a new file.
+    """
+
+    def __init__(self, path: Path, keep_until: int | None = None) -> None:
+        self.path = path
+        kept: list[str] = []
+        if keep_until is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    step = json.loads(line)["step"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # the line a kill cut short
+                if step <= keep_until:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+
+    def log(self, **values: Any) -> None:
+        """Appends one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+class Progress:
+    """Loss, speed and time left: a bar on a terminal, a plain line every few seconds elsewhere.
+
+    Args:
+        label: what is being trained.
+        total: optimizer steps in all.
+        done: steps already behind (resume).
+        bar: a `rich.progress.Progress` to draw in; None prints lines.
+        every: seconds between plain lines.
+    """
+
+    def __init__(
+        self, label: str, total: int, done: int = 0, bar: Any = None, every: float = 10.0
+    ) -> None:
+        self.label, self.total, self.first, self.done = label, total, done, done
+        self.bar, self.every = bar, every
+        self.began = self.printed = time.perf_counter()
+        self.row = bar.add_task(label, total=total, completed=done, info="") if bar else None
+
+    def step(self, loss: float | None, speed: float) -> None:
+        """One optimizer step is done; `loss` is None where it was not read from the device."""
+        self.done += 1
+        now = time.perf_counter()
+        text = "" if loss is None else f"loss {loss:.3f}"
+        if self.bar is not None:
+            info = {"info": f"{text}  {speed:,.0f} tokens/s"} if loss is not None else {}
+            self.bar.update(self.row, advance=1, **info)
+        elif loss is not None and now - self.printed >= self.every:
+            self.printed = now
+            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+            print(
+                f"{self.label}  step {self.done}/{self.total}  {text}  "
+                f"{speed:,.0f} tokens/s  {clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Progress]:
+    """A `Progress` for the length of a block: silent, bar or lines, as the terminal allows."""
+    if not shown:
+        yield Progress(label, total, done, every=float("inf"))
+    elif not sys.stderr.isatty():
+        yield Progress(label, total, done)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield Progress(label, total, done, bar)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
