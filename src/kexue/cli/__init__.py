@@ -1,3 +1,25 @@
 """The command line: one file per command group, imported when its command is called."""
 
-__all__: list[str] = []
+import typer
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """`kexue …`."""
+    from kexue.cli.clue import app as clue
+    from kexue.cli.doctor import doctor
+    from kexue.cli.find import find
+    from kexue.cli.lab import app as lab
+
+    app = typer.Typer(
+        help="kexue 科学: the methods of Scientific Spaces (kexue.fm), end to end.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command()(find)
+    app.command()(doctor)
+    app.add_typer(clue, name="clue")
+    app.add_typer(lab, name="lab")
+    app()

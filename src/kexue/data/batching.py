@@ -45,9 +45,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on a device."""
-        move = {"device": device, "non_blocking": True}
-        inputs = {k: v.to(**move) for k, v in self.inputs.items()}
-        targets = {k: v.to(**move) for k, v in self.targets.items()}
+        inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        targets = {k: v.to(device, non_blocking=True) for k, v in self.targets.items()}
         return Batch(inputs, targets, self.count, self.examples, self.tokens)
 
     def pin_memory(self) -> "Batch":

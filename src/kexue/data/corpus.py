@@ -48,8 +48,10 @@ class Record:
         """The field's value, of the stated type.
 
         Raises:
-            DataError: the field is missing or of another type.
+            DataError: the record is no object, or the field is missing or of another type.
         """
+        if not isinstance(self.value, dict):
+            raise self.error(field, f"stands in what needs to be an object, {shorten(self.value)}")
         if field not in self.value:
             present = ", ".join(self.value) or "none"
             raise self.error(field, f"field is missing (present: {present})")

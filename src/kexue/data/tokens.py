@@ -51,6 +51,8 @@ class Pieces:
 
     def cut(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each text, without special tokens."""
+        self.backend.no_truncation()  # either may be set in tokenizer.json, or by a call
+        self.backend.no_padding()
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [Tokens(e.ids, e.offsets) for e in encodings]
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -166,13 +166,12 @@ def _one_thread() -> Iterator[None]:
 
 def _work(module: str, id: str, out: str, seed: int, data: Path | None) -> None:
     """In the child: measure and write the result, or why there is none."""
-    start = time.perf_counter()
     content = vars(importlib.import_module(module))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     known = (content.get("EXPERIMENT"), *content.get("EXPERIMENTS", ()))
     experiment = next(one for one in known if one is not None and one.id == id)
-    result = _description(experiment)
+    result, start = _description(experiment), time.perf_counter()
     try:
         result |= experiment.run(seed, data).as_json()
     except Exception as error:
@@ -186,8 +185,8 @@ def _last_line(error: Exception) -> str:
 
 
 def _description(experiment: Experiment) -> dict[str, Any]:
-    names = "id system title_en title_zh claim_en claim_zh published published_zh".split()
-    return {name: getattr(experiment, name) for name in names}
+    plain = (one.name for one in fields(experiment) if one.name != "measure")
+    return {name: getattr(experiment, name) for name in plain}
 
 
 def _stop(process: BaseProcess) -> bool:

@@ -7,7 +7,6 @@ HF_HOME) are honoured for names that are no folder.
 """
 
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 
 from kexue.models.tiny import tiny_encoder, tiny_tokenizer
 
-__all__ = ["CheckpointError", "LoadTable", "load_encoder", "load_tokenizer"]
+__all__ = ["CheckpointError", "LoadTable", "load_encoder", "load_tokenizer", "quiet_transformers"]
 
 MINIMUM_MATCHED = 0.95
 
@@ -203,11 +202,15 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Our table replaces the pages of warnings."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Our table replaces pages of warnings and bars."""
+    from transformers.utils import logging as transformers_logging
+
+    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(before)
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

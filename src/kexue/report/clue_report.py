@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kexue.report.charts import Bar, bar_chart
-from kexue.report.clue_table import Means, Row, Spread, clue_means, clue_table
+from kexue.report.clue_scores import duration, scores_section
+from kexue.report.clue_table import Means, Row, clue_means, clue_table
 from kexue.report.clue_task import task_section
 from kexue.report.page import (
     Html,
@@ -19,14 +19,12 @@ from kexue.report.page import (
     contents,
     details,
     facts,
-    figure,
     header,
     headline,
     join,
     note,
     page,
     section,
-    table,
     tag,
 )
 from kexue.report.run_folder import RunFolder, atomic_write_text
@@ -72,7 +70,7 @@ def write_clue_report(run: Path) -> Path:
             + [(row.task, row.task) for row in rows]
             + [("run", bilingual("The run", "运行信息"))]
         ),
-        _scores(rows, means),
+        scores_section(rows, means),
     ]
     for row in rows:
         group = [result for result in results if str(result.get("task", "?")) == row.task]
@@ -127,21 +125,6 @@ def _header(
     ) + headline(numbers)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    Example:
-        >>> duration(41.26), duration(312), duration(7512)
-        ('41.3 s', '5 min 12 s', '2 h 5 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} min {round(seconds) % 60} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def _cautions(config: Mapping[str, Any], rows: Sequence[Row], troubles: Sequence[str]) -> Html:
     parts = Html()
     small = [
@@ -174,101 +157,6 @@ def _cautions(config: Mapping[str, Any], rows: Sequence[Row], troubles: Sequence
         words = bilingual("Some files of the run could not be used.", "部分运行文件无法使用。")
         parts += note(tag("p", words), lines, kind="bad")
     return parts
-
-
-def _scores(rows: Sequence[Row], means: Means | None) -> Html:
-    title = bilingual("Scores", "成绩")
-    if not rows:
-        nothing = bilingual("The run has no results yet.", "还没有任何结果。")
-        return section(title, tag("p", nothing, class_="soft"), id="scores")
-    several = any(row.score and row.score.count > 1 for row in rows)
-    head = [
-        bilingual("task", "任务"),
-        bilingual("metric", "指标"),
-        bilingual("dev score", "验证集"),
-    ]
-    align = "llr"
-    if several:
-        head += [bilingual("± sd", "± 标准差"), bilingual("min–max", "最低–最高")]
-        align += "rr"
-    head += [
-        bilingual("chance", "随机"),
-        bilingual("epoch", "最佳轮次"),
-        bilingual("train / dev", "训练 / 验证样本"),
-        bilingual("time", "用时"),
-        bilingual("tokens/s", "词元/秒"),
-        bilingual("samples/s", "样本/秒"),
-    ]
-    align += "rrrrrr"
-    cells = [_score_cells(row, several) for row in rows]
-    bars = [
-        Bar(
-            row.task,
-            row.score.mean if row.score else float("nan"),
-            row.chance,
-            row.score.low if row.score else None,
-            row.score.high if row.score else None,
-        )
-        for row in rows
-    ]
-    chart = bar_chart(
-        bars,
-        title=("Main score per task", "各任务主要指标"),
-        unit=("percent, dev set", "百分比，验证集"),
-        top=100.0,
-    )
-    return section(
-        title,
-        table(head, cells, align=align, wide=True),
-        tag("div", figure(chart), tag("div", _means(means, several)), class_="pair"),
-        id="scores",
-    )
-
-
-def _score_cells(row: Row, several: bool) -> list[object]:
-    score = row.score
-    cells: list[object] = [tag("a", row.task, href=f"#{row.task}"), row.metric]
-    cells.append(tag("b", f"{score.mean:.2f}") if score else "—")
-    if several and score:
-        cells += [f"{score.deviation:.2f}", f"{score.low:.1f}–{score.high:.1f}"]
-    elif several:
-        cells += ["—", "—"]
-    sizes = [
-        "—" if size is None else f"{size:,}" for size in (row.train_examples, row.dev_examples)
-    ]
-    return [
-        *cells,
-        "—" if row.chance is None else f"{row.chance:.1f}",
-        row.best_epoch or "—",
-        " / ".join(sizes),
-        "—" if row.seconds is None else duration(row.seconds),
-        "—" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-        "—" if row.samples_per_second is None else f"{row.samples_per_second:,.0f}",
-    ]
-
-
-def _means(means: Means | None, several: bool) -> Html:
-    if means is None:
-        return tag("p", bilingual("No task has a score.", "没有任务得到分数。"), class_="soft")
-
-    def cells(name: Html, mean: Spread) -> list[object]:
-        row: list[object] = [name, tag("b", f"{mean.mean:.2f}")]
-        return row + ([f"{mean.deviation:.2f}"] if several else [])
-
-    over = bilingual(f"mean over {means.tasks} tasks", f"{means.tasks} 个任务的平均")
-    head = [over, bilingual("score", "分数")] + ([bilingual("± sd", "± 标准差")] if several else [])
-    rows = [
-        cells(bilingual("arithmetic", "算术平均"), means.arithmetic),
-        cells(bilingual("geometric", "几何平均"), means.geometric),
-        cells(bilingual("harmonic", "调和平均"), means.harmonic),
-    ]
-    zero = Html()
-    if means.zero:
-        names = ", ".join(means.zero)
-        en = f"Geometric and harmonic mean are shown as 0: a score of {names} is 0."
-        words = bilingual(en, f"几何平均与调和平均显示为 0：{names} 有得分为 0。")
-        zero = tag("p", tag("small", words))
-    return table(head, rows, align="lrr"[: len(head)]) + zero
 
 
 def _run(config: Mapping[str, Any], environment: Mapping[str, Any]) -> Html:

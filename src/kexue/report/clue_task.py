@@ -153,7 +153,8 @@ def _confusion(results: Sequence[Result]) -> Html:
         if not isinstance(one, Mapping):
             continue
         names = [str(label) for label in _list(one, "labels")]
-        counts = [[finite(count) or 0.0 for count in row] for row in _list(one, "counts")]
+        rows = [row for row in _list(one, "counts") if isinstance(row, list)]
+        counts = [[finite(count) or 0.0 for count in row] for row in rows]
         square = len(counts) == len(names) and all(len(row) == len(names) for row in counts)
         if not square or (labels and names != labels):
             words = bilingual("The confusion matrix cannot be read.", "混淆矩阵无法读取。")

@@ -80,7 +80,7 @@ def colour(index: int) -> str:
 
 def text_width(text: str, size: Number = 12) -> float:
     """About how wide a text is: a Chinese character is as wide as high, a Latin one half."""
-    return sum(size if ord(letter) > 0x2E7F else size * 0.58 for letter in text)
+    return float(size) * sum((1.0 if ord(letter) > 0x2E7F else 0.58) for letter in text)
 
 
 def label_width(label: Label) -> float:

@@ -74,7 +74,7 @@ class RunFolder:
     Example:
         >>> import tempfile
         >>> run = RunFolder(tempfile.mkdtemp())
-        >>> run.append_jsonl("tnews/metrics.jsonl", {"step": 10, "loss": 2.1})
+        >>> _ = run.append_jsonl("tnews/metrics.jsonl", {"step": 10, "loss": 2.1})
         >>> run.read_jsonl("tnews/metrics.jsonl")
         [{'step': 10, 'loss': 2.1}]
     """

@@ -1,7 +1,7 @@
 """The training loop: features in, the best weights out. It knows no method by name.
 
 One step: the loss of every micro-batch, weighted by its share of the step's examples, backward,
-clip, optimizer step, schedule step. One epoch: its steps in the order of `LengthBatches`, then
+clip, optimizer step. One epoch: its steps in the order of `LengthBatches`, then
 `evaluate`; a better score calls `keep`. Everything random in a step follows from (seed, step,
 process), so a run that was killed and resumed ends in the same bits as one that was not.
 
@@ -161,10 +161,8 @@ def fit(
     )
     steps = len(plan) * settings.epochs
     optimizer = make_optimizer(model, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale_of(settings, steps))
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-    run = torch.compile(model, dynamic=True) if settings.compile else model
+    run: nn.Module = torch.compile(model, dynamic=True) if settings.compile else model  # type: ignore[assignment]
 
     checkpoints = Checkpoints(folder / "checkpoints", accelerator)
     state = checkpoints.load() if resume else None
@@ -185,10 +183,12 @@ def fit(
                 start=epoch * len(plan) + done + 1,
             ):
                 began = time.perf_counter()
+                rate = settings.learning_rate * scale(settings, step - 1, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
                 loss, seen = train_step(
                     run, objective, micro, optimizer, settings, accelerator, step
                 )
-                schedule.step()
                 shown = step % LOG_EVERY == 0 or step == steps or step == 1
                 value = read_loss(loss, step, accelerator) if shown else None
                 result.seconds += time.perf_counter() - began
@@ -200,12 +200,12 @@ def fit(
                         step=step,
                         epoch=round(step / len(plan), 4),
                         loss=value,
-                        learning_rate=schedule.get_last_lr()[0],
+                        learning_rate=rate,
                         tokens_per_second=round(speed, 1),
                         samples_per_second=round(samples / result.seconds, 1),
                     )
                 if settings.tracker and value is not None:
-                    accelerator.log({"loss": value, "learning_rate": schedule.get_last_lr()[0]}, step)
+                    accelerator.log({"loss": value, "learning_rate": rate}, step)
                 if step % len(plan) and due(saved, settings.checkpoint_minutes, accelerator):
                     checkpoints.save(step, state_of(step, result, samples, tokens))
                     saved = time.perf_counter()
@@ -335,18 +335,14 @@ def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optim
     return optimizer
 
 
-def scale_of(settings: FitSettings, steps: int) -> Callable[[int], float]:
-    """The schedule as a factor of the peak rate, by steps taken."""
+def scale(settings: FitSettings, taken: int, steps: int) -> float:
+    """The schedule as a factor of the peak rate, after `taken` of `steps` steps."""
     warm = math.ceil(settings.warmup * steps)
-
-    def scale(taken: int) -> float:
-        if taken < warm:
-            return (taken + 1) / warm
-        if settings.schedule == "constant":
-            return 1.0
-        return max(0.0, (steps - taken) / max(1, steps - warm))
-
-    return scale
+    if taken < warm:
+        return (taken + 1) / warm
+    if settings.schedule == "constant":
+        return 1.0
+    return (steps - taken) / max(1, steps - warm)
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -363,7 +359,7 @@ def autocast(precision: str, device: torch.device) -> Any:
 def bf16_supported(device_type: str) -> bool:
     """Whether bf16 matrix products are in the hardware."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device_type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -112,16 +112,16 @@ def _chid(source: Source, size: int) -> _Files:
 
 
 _WRITERS: dict[str, tuple[Callable[[Source, int], _Files], tuple[int, int, int]]] = {
-    "iflytek": (_plain("iflytek", iflytek), (480, 120, 120)),
+    "iflytek": (_plain("iflytek", iflytek), (360, 120, 120)),
     "tnews": (_plain("tnews", tnews), (600, 120, 120)),
     "afqmc": (_plain("afqmc", afqmc), (800, 120, 120)),
     "cmnli": (_plain("cmnli", cmnli), (600, 120, 120)),
     "ocnli": (_plain("ocnli", ocnli), (600, 120, 120)),
     "wsc": (_plain("wsc", wsc), (800, 120, 120)),
     "csl": (_plain("csl", csl), (600, 120, 120)),
-    "cmrc2018": (_cmrc2018, (500, 100, 100)),
-    "c3": (_c3, (400, 100, 100)),
-    "chid": (_chid, (300, 60, 60)),
+    "cmrc2018": (_cmrc2018, (600, 100, 100)),
+    "c3": (_c3, (300, 100, 100)),
+    "chid": (_chid, (240, 60, 60)),
     "cluener": (_plain("cluener", cluener), (600, 120, 120)),
 }
 MINI_TASKS: tuple[str, ...] = tuple(_WRITERS)
@@ -173,6 +173,8 @@ def write_mini(
         ...     sorted(path.name for path in folder.glob("afqmc/*"))
         ['dev.json', 'test.json', 'train.json']
     """
+    if isinstance(tasks, str):
+        raise ValueError(f"tasks must be a list of names, got the string {tasks!r}")
     chosen = MINI_TASKS if tasks is None else tuple(tasks)
     if unknown := [task for task in chosen if task not in _WRITERS]:
         raise ValueError(f"unknown tasks {unknown}; choose from {', '.join(MINI_TASKS)}")

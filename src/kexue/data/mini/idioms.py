@@ -32,7 +32,7 @@ SELDOM: dict[str, tuple[str, ...]] = {  # idioms that are mostly wrong candidate
 }  # fmt: skip
 _CLAUSES = IDIOMS | SELDOM
 _SHAPES = (  # blanks of each passage of a record
-    *((1,),) * 12, *((1, 1),) * 3, *((2,),) * 3, (1, 2), (2, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1),
+    *((1,),) * 18, *((1, 1),) * 3, *((2,),) * 3, (1, 2), (2, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1),
 )  # fmt: skip
 _LEADS = (
     "",
@@ -68,9 +68,9 @@ def chid(source: Source, size: int) -> list[Row]:
     rows = []
     for shape in source.deck(_SHAPES, size):
         used = source.some(list(IDIOMS), sum(shape))
-        if source.chance(0.08):
+        if source.chance(0.05):
             used[0] = source.pick(list(SELDOM))
-        decoys = source.some(list(IDIOMS), 1) if source.chance(0.25) else []
+        decoys = source.some(list(IDIOMS), 1) if source.chance(0.15) else []
         wrong = [idiom for idiom in (*decoys, *source.some(list(SELDOM), 10)) if idiom not in used]
         candidates = source.some(used + wrong[: 10 - len(used)], 10)
         content, taken = [], 0

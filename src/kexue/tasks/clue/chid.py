@@ -88,6 +88,9 @@ class CHID(Choice[IdiomExample]):
         if len(candidates) != CANDIDATES:
             raise record.error("candidates", f"needs {CANDIDATES} idioms, got {len(candidates)}")
         passages = record.get("content", list)
+        for field, texts in (("candidates", candidates), ("content", passages)):
+            if not all(isinstance(text, str) for text in texts):
+                raise record.error(field, "needs a list of strings")
         blanks = tuple(b for passage in passages for b in blanks_of(passage))
         if not blanks:
             raise record.error("content", "holds no mark such as #idiom000378#")
@@ -96,7 +99,7 @@ class CHID(Choice[IdiomExample]):
             key = record.get("answers", dict)
             for blank in blanks:
                 answer = key.get(blank.mark)
-                if not isinstance(answer, int) or not 0 <= answer < CANDIDATES:
+                if type(answer) is not int or not 0 <= answer < CANDIDATES:
                     raise record.error(
                         blank.mark,
                         f"needs an answer from 0 to {CANDIDATES - 1} in the answer file, "
@@ -189,7 +192,7 @@ class CHID(Choice[IdiomExample]):
         for e in examples:
             for blank in e.blanks:
                 given = answers.get(blank.mark)
-                if not isinstance(given, int) or not 0 <= given < CANDIDATES:
+                if type(given) is not int or not 0 <= given < CANDIDATES:
                     raise DataError(
                         f"{path}:1:{blank.mark}: needs a number from 0 to {CANDIDATES - 1}, "
                         f"got {given!r}"

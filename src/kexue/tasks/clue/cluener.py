@@ -88,11 +88,14 @@ class CLUENER(Task[EntityExample]):
         for kind, mentions in record.get("label", dict).items():
             if kind not in self.labels:
                 raise record.error(f"label.{kind}", f"no such type; known: {', '.join(self.labels)}")
-            for mention, spans in mentions.items():
-                for span in spans:
-                    start, end = span
+            for mention, spans in as_object(record, f"label.{kind}", mentions).items():
+                if not is_span_list(spans):
+                    raise record.error(
+                        f"label.{kind}.{mention}", f"needs [[start, end], ...], got {spans!r}"
+                    )
+                for start, end in spans:
                     there = text[start : end + 1] if 0 <= start <= end else ""
-                    if there != mention:
+                    if not there or there != mention:
                         raise record.error(
                             f"label.{kind}.{mention}",
                             f"not at characters {start} to {end} (end included), "
@@ -225,6 +228,20 @@ class CLUENER(Task[EntityExample]):
     ) -> list[frozenset[Entity]]:
         lines = submission_rows(path, examples)
         return [self.entities_of(line, e.text) for line, e in zip(lines, examples, strict=True)]
+
+
+def as_object(record: Record, field: str, value: Any) -> dict[str, Any]:
+    """The value, once it is sure that it is a JSON object."""
+    if not isinstance(value, dict):
+        raise record.error(field, f"needs an object {{mention: [[start, end], ...]}}, got {value!r}")
+    return value
+
+
+def is_span_list(value: Any) -> bool:
+    """Is it [[start, end], …], of integers?"""
+    return isinstance(value, list) and all(
+        isinstance(span, list) and [type(border) for border in span] == [int, int] for span in value
+    )
 
 
 def group_by_type(spans: Sequence[Sequence[int]], types: int) -> list[list[list[int]]]:

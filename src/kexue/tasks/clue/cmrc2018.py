@@ -16,7 +16,7 @@ so lower-casing or accent stripping cannot shift them. EM and F1 follow the offi
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,7 +60,7 @@ class CMRC2018(Task[QuestionExample]):
         "prefix": "int",  # tokens before the window: [CLS] question [SEP]
         "starts": "ints",  # first and past-the-last character of each of the window's tokens
         "ends": "ints",
-        "first": "int",  # the answer's first and last token in the row
+        "first": "int",  # the answer's first and last token in the row; -1: not known
         "last": "int",
     }
 
@@ -72,11 +72,14 @@ class CMRC2018(Task[QuestionExample]):
             if not isinstance(articles, dict) or not isinstance(articles.get("data"), list):
                 raise DataError(f'{path}:1:data: needs the SQuAD form {{"data": [...]}}')
             for i, article in enumerate(articles["data"]):
-                for j, paragraph in enumerate(article.get("paragraphs", [])):
-                    for k, asked in enumerate(paragraph.get("qas", [])):
-                        where = f"data[{i}].paragraphs[{j}].qas[{k}]"
-                        value = {**asked, "context": paragraph.get("context")}
-                        yield Record(path, where, value)
+                whole = Record(path, f"data[{i}]", article)
+                for j, paragraph in enumerate(whole.get("paragraphs", list)):
+                    part = Record(path, f"{whole.position}.paragraphs[{j}]", paragraph)
+                    context = part.text("context")
+                    for k, asked in enumerate(part.get("qas", list)):
+                        question = Record(path, f"{part.position}.qas[{k}]", asked)
+                        question.get("question", str)
+                        yield replace(question, value={**asked, "context": context})
 
     def from_hub(self, row: dict[str, Any]) -> dict[str, Any]:
         answers = row["answers"]
@@ -115,11 +118,13 @@ class CMRC2018(Task[QuestionExample]):
         for index, (e, context, question) in enumerate(
             zip(examples, contexts, questions, strict=True), start=first
         ):
-            prefix = [self.pieces.cls, *question.ids, self.pieces.sep]
-            answer = locate(e.context, *e.answers[0]) if e.answers else None
-            if e.answers and answer is None:
+            # a vocabulary of pieces smaller than characters must not crowd out the passage
+            prefix = [self.pieces.cls, *question.ids[: len(e.question)], self.pieces.sep]
+            found = (locate(e.context, *answer) for answer in e.answers)
+            answer = next((span for span in found if span), None)
+            unknown = -1 if e.answers and answer is None else 0
+            if unknown:
                 self.note("questions whose answer was not found train nothing")
-                continue
             if answer and SpanMap(context.offsets).to_tokens(*answer) is None:
                 self.note("questions whose answer cuts a token train on [CLS]")
             try:
@@ -140,8 +145,8 @@ class CMRC2018(Task[QuestionExample]):
                     "prefix": len(prefix),
                     "starts": [a for a, _ in offsets],
                     "ends": [b for _, b in offsets],
-                    "first": len(prefix) + target[0] if target else 0,
-                    "last": len(prefix) + target[1] if target else 0,
+                    "first": len(prefix) + target[0] if target else unknown,
+                    "last": len(prefix) + target[1] if target else unknown,
                 }
 
     def collate(self, features: Sequence[Feature]) -> Batch:
@@ -164,7 +169,9 @@ class CMRC2018(Task[QuestionExample]):
         return SpanPointer(hidden_size)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return span_cross_entropy(model(**batch.inputs), batch.targets["span"])  # (2)
+        span = batch.targets["span"]
+        losses = span_cross_entropy(model(**batch.inputs), span.clamp(min=0), "none")  # (2)
+        return losses.masked_fill(span[:, 0] < 0, 0).mean()
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[tuple[int, int, float]]:
         """First and past-the-last character of the best span of each window, and its logit."""
@@ -265,14 +272,14 @@ def locate(context: str, text: str, start: int) -> tuple[int, int] | None:
 
 # Punctuation of the official script, which removes these and no others.
 PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-LATIN = re.compile(r"[a-z0-9.,'%]*[a-z0-9%]|[^\sa-z0-9]")
+WORDS = re.compile(r"\w+(?:['.]\w+|,\d+)*|[^\w\s]")
 
 
 def segments(text: str) -> list[str]:
-    """Lower-cased, punctuation removed, cut into Chinese characters and Latin words."""
+    """Lower-cased, punctuation removed, cut into Chinese characters, words and signs."""
     cut: list[str] = []
     for run in re.split(r"([\u4e00-\u9fa5])", without_punctuation(text)):
-        cut += [run] if re.fullmatch(r"[\u4e00-\u9fa5]", run) else LATIN.findall(run)
+        cut += [run] if re.fullmatch(r"[\u4e00-\u9fa5]", run) else WORDS.findall(run)
     return cut
 
 

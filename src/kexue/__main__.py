@@ -1,0 +1,5 @@
+"""`python -m kexue`, for launchers that start modules."""
+
+from kexue.cli import main
+
+main()

@@ -1,0 +1,281 @@
+"""`kexue clue`: train, predict, score and check the eleven CLUE tasks."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kexue.cli.console import console, fail, print_json
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="The eleven CLUE tasks: train, predict, score, check.", no_args_is_help=True
+)
+
+TaskName = Annotated[str, typer.Argument(help="A task such as tnews, or all.")]
+Data = Annotated[
+    str, typer.Option(help="mini (built in), hub, hub:NAME, or a folder in the official layout.")
+]
+Version = Annotated[str, typer.Option("--test-version", help="Published test files: 1.0 or 1.1.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def train(
+    task: TaskName,
+    data: Data = "mini",
+    model: Annotated[
+        str, typer.Option(help="tiny (built in, from scratch), a model folder, or a hub name.")
+    ] = "tiny",
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/clue"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Examples per step. Default: the recipe's.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens per row. Default: the recipe's.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak rate. Default: 1e-3 for tiny, else 2e-5.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw or another class of torch.optim.")] = (
+        "adamw"
+    ),
+    schedule: Annotated[str, typer.Option(help="linear or constant, after the warm-up.")] = (
+        "linear"
+    ),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds; the report gives mean and spread.")
+    ] = 1,
+    trick: Annotated[
+        list[str] | None, typer.Option(help="name=value, may be repeated; first is innermost.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Padded tokens per forward pass: the memory knob.")
+    ] = 8192,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many epochs without gain.")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Write a checkpoint at least this often.")
+    ] = 10.0,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb, …, beside metrics.jsonl.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    test_version: Version = "1.1",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run.")] = False,
+    json: Json = False,
+) -> None:
+    """Train, keep the best epoch, write checked submissions and report.html.
+
+    Example: kexue clue train tnews --data mini --model tiny --out runs/tnews
+    """
+    with told():
+        from kexue.report import print_clue_table
+        from kexue.tasks.clue.campaign import run_campaign
+        from kexue.tasks.clue.run import ClueSettings
+        from kexue.training.fit import FitSettings
+
+        settings = ClueSettings(
+            model=model,
+            version=test_version,
+            epochs=epochs,
+            batch_size=batch_size,
+            max_length=max_length,
+            learning_rate=lr,
+            tricks=tuple(trick or ()),
+            fit=FitSettings(
+                max_tokens=max_tokens,
+                optimizer=optimizer,
+                schedule=schedule,
+                precision=precision,
+                patience=patience,
+                checkpoint_minutes=checkpoint_minutes,
+                compile=compile,
+                tracker=tracker,
+            ),
+        )
+        results = run_campaign(
+            named(task),
+            data,
+            settings,
+            out,
+            seeds=seeds,
+            resume=resume,
+            overwrite=overwrite,
+            command=" ".join(["kexue", *sys.argv[1:]]),
+            quiet=json,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+        if not is_main_process():
+            return
+        if json:
+            print_json(results)
+        else:
+            print_clue_table(results, console())
+            print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def predict(
+    task: TaskName,
+    model: Annotated[Path, typer.Option(help="The best/ folder of a run, or for all the run.")],
+    data: Data = "mini",
+    split: Annotated[str, typer.Option(help="dev or test.")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder of the submission files.")] = Path("submission"),
+    test_version: Version = "1.1",
+    json: Json = False,
+) -> None:
+    """Write the submission file of a trained model.
+
+    Example: kexue clue predict tnews --model runs/tnews/tnews/best --data mini --out submission
+    """
+    with told():
+        from kexue.tasks.clue import examples
+        from kexue.tasks.clue.run import load_trained, split_features
+        from kexue.tasks.clue.run import predict as predict_split
+        from kexue.tasks.clue.sources import open_source
+
+        source, written = open_source(data), {}
+        for name in named(task):
+            folder = model / name / "best" if task == "all" else model
+            made, network = load_trained(folder, version=test_version)
+            if made.name != name:
+                raise ValueError(f"{folder}: was trained for {made.name}, not for {name}")
+            found = list(examples(made, source, split))
+            features = split_features(made, source, split, [])
+            predictions = predict_split(made, network, features, found)
+            path = out / made.submission_name
+            made.write_submission(path, found, predictions)
+            made.read_submission(path, found)
+            written[name] = str(path)
+        show(written, json, "written")
+
+
+@app.command()
+def score(
+    task: TaskName,
+    gold: Annotated[str, typer.Argument(help="Data with labels: mini, or a folder.")],
+    predictions: Annotated[Path, typer.Argument(help="A submission file, or for all a folder.")],
+    split: Annotated[str, typer.Option(help="The labelled split: dev or train.")] = "dev",
+    test_version: Version = "1.1",
+    json: Json = False,
+) -> None:
+    """Score a submission against labels.
+
+    Example: kexue clue score tnews mini runs/tnews/submission/tnews11_predict.json
+    """
+    with told():
+        from kexue.tasks.clue import examples, make_task
+        from kexue.tasks.clue.sources import open_source
+
+        source, scores = open_source(gold), {}
+        for name in named(task):
+            made = make_task(name, version=test_version)
+            found = list(examples(made, source, split))
+            path = predictions / made.submission_name if predictions.is_dir() else predictions
+            scores[name] = made.score(found, made.read_submission(path, found))
+        if json:
+            print_json(scores)
+            return
+        for name, values in scores.items():
+            shown = "  ".join(f"{k} {v:.2f}" for k, v in values.items() if "/" not in k)
+            print(f"{name:<10} {shown}")
+
+
+@app.command()
+def check(
+    task: TaskName,
+    predictions: Annotated[Path, typer.Argument(help="A submission file, or for all a folder.")],
+    data: Data = "mini",
+    test_version: Version = "1.1",
+    json: Json = False,
+) -> None:
+    """Check a submission against the test files: every id once, every answer a legal one.
+
+    Example: kexue clue check tnews runs/tnews/submission/tnews11_predict.json --data mini
+    """
+    with told():
+        from kexue.tasks.clue import examples, make_task
+        from kexue.tasks.clue.sources import open_source
+
+        source, good = open_source(data), {}
+        for name in named(task):
+            made = make_task(name, version=test_version)
+            path = predictions / made.submission_name if predictions.is_dir() else predictions
+            made.read_submission(path, list(examples(made, source, "test")))
+            good[name] = str(path)
+        show(good, json, "good")
+
+
+@app.command("zip")
+def zip_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, or its submission/ folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The archive.")] = Path("submission.zip"),
+) -> None:
+    """Pack the submission files into the archive that the benchmark takes.
+
+    Example: kexue clue zip runs/clue -o submission.zip
+    """
+    with told():
+        import zipfile
+
+        folder = run / "submission" if (run / "submission").is_dir() else run
+        files = sorted(folder.glob("*_predict.json"))
+        if not files:
+            raise ValueError(f"{folder}: holds no submission files (*_predict.json)")
+        partial = out.with_name(f".{out.name}.partial")
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
+        partial.replace(out)
+        print(f"{out}: {len(files)} files")
+
+
+def named(task: str) -> list[str]:
+    """The task names that an argument stands for.
+
+    Raises:
+        ValueError: no such task.
+    """
+    from kexue.tasks.clue import TASKS
+
+    if task == "all":
+        return list(TASKS)
+    if task not in TASKS:
+        raise ValueError(f"no CLUE task is called {task!r}; known: {', '.join(TASKS)}, all")
+    return [task]
+
+
+def show(paths: dict[str, str], json: bool, what: str) -> None:
+    """One line per file."""
+    if json:
+        print_json(paths)
+    else:
+        for name, path in paths.items():
+            print(f"{name:<10} {what}: {path}")
+
+
+def is_main_process() -> bool:
+    """Whether this process prints; the others of a distributed run are silent."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+@contextmanager
+def told() -> Iterator[Any]:
+    """Errors of the user's making become one line and exit code 1."""
+    try:
+        yield
+    except ImportError as error:
+        fail(f'{error.name or error} is not installed; pip install "kexue[nlp,lab]"')
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(str(error))

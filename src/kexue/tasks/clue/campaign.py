@@ -1,0 +1,130 @@
+"""Several tasks and seeds in one run folder, one after the other, with a report at the end.
+
+A campaign that was stopped goes on where it was: finished tasks are in results.json, the
+unfinished one has checkpoints.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kexue.report import RunFolder, write_clue_report
+from kexue.report.environment import environment
+from kexue.tasks.clue.run import ClueSettings, TaskResult, train_task
+from kexue.tasks.clue.sources import open_source
+
+__all__ = ["run_campaign"]
+
+
+def run_campaign(
+    tasks: Sequence[str],
+    data: str,
+    settings: ClueSettings,
+    out: Path,
+    *,
+    seeds: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Trains every task with every seed and writes the run folder.
+
+    Args:
+        tasks: names, in the order of the table.
+        data: "mini", "hub", "hub:NAME" or a folder.
+        settings: how to train.
+        out: the run folder.
+        seeds: how many; they are 0, 1, ….
+        resume: go on with a run that was stopped; its settings must be the same.
+        overwrite: throw away what stands in `out`.
+        command: the command line, for the report.
+        quiet: no progress.
+        say: receives lines for the user.
+
+    Returns:
+        The results as results.json holds them.
+
+    Raises:
+        ValueError: `out` holds a run and neither `resume` nor `overwrite` is given, or the run to
+            resume has other settings.
+    """
+    from accelerate import PartialState
+
+    process = PartialState()
+    run = RunFolder(out)
+    config = {
+        "command": command,
+        "tasks": list(tasks),
+        "seeds": list(range(seeds)),
+        "model": settings.model,
+        "data": data,
+        "settings": asdict(settings),
+    }
+    source = open_source(data)
+    with process.main_process_first():
+        if process.is_main_process:
+            prepare(run, config, resume=resume, overwrite=overwrite)
+    results: list[dict[str, Any]] = (
+        run.read_json("results.json") if run.exists("results.json") else []
+    )
+    process.wait_for_everyone()
+    finished = {(r["task"], r["seed"]) for r in results}
+    for task in tasks:
+        for seed in range(seeds):
+            if (task, seed) in finished:
+                continue
+            folder = task if seeds == 1 else f"{task}/seed{seed}"
+            result: TaskResult = train_task(
+                task,
+                source,
+                settings,
+                run,
+                seed=seed,
+                folder=folder,
+                submissions="submission" if seed == 0 else f"{folder}/submission",
+                resume=resume,
+                quiet=quiet,
+                say=say,
+            )
+            results.append(asdict(result))
+            if process.is_main_process:
+                run.write_json("results.json", results)
+                shutil.rmtree(run.path / folder / "checkpoints", ignore_errors=True)
+                write_clue_report(run.path)
+            process.wait_for_everyone()
+    return results
+
+
+def prepare(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """An empty run folder with its config, or the old one if it is to be resumed."""
+    if run.exists("config.json"):
+        if resume:
+            old = run.read_json("config.json")
+            differing = [k for k in config if k != "command" and config[k] != plain(old.get(k))]
+            if differing:
+                raise ValueError(
+                    f"{run.path}: cannot resume, the run was started with another "
+                    f"{', '.join(differing)}; give the same settings or another --out"
+                )
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{run.path}: holds a run already; give --resume to go on with it, "
+                "--overwrite to replace it, or another --out"
+            )
+        shutil.rmtree(run.path)
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise ValueError(f"{run.path}: is not empty and not a run; give another --out")
+    run.write_json("config.json", config)
+    run.write_json("environment.json", environment())
+
+
+def plain(value: Any) -> Any:
+    """JSON has lists where Python has tuples."""
+    if isinstance(value, dict):
+        return {k: tuple(v) if k == "tricks" else plain(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,371 @@
+"""One task from files to score: encode, train, keep the best, predict the test split, write.
+
+    train_task(...)  →  run folder/<task>/ {metrics.jsonl, best/, predictions.jsonl}
+                        run folder/submission/<official name>
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kexue.data.batching import LengthBatches
+from kexue.data.features import FeatureTable, cache_folder, encode_once
+from kexue.models.loading import LoadTable, load_encoder, load_tokenizer
+from kexue.models.saving import load_text_model, read_purpose, save_text_model
+from kexue.models.text_model import TextModel
+from kexue.report.run_folder import RunFolder, atomic_write_text
+from kexue.tasks.clue import examples, make_task
+from kexue.tasks.clue.sources import Source
+from kexue.tasks.clue.task import Example, Feature, Task
+from kexue.training.checkpoint import replace_folder
+from kexue.training.fit import FitSettings, batches, fit, make_accelerator
+from kexue.training.objective import apply_tricks
+
+__all__ = ["ClueSettings", "TaskResult", "load_trained", "predict", "split_features", "train_task"]
+
+ENCODE_AT_ONCE = 1000
+TINY_RATE, PRETRAINED_RATE = 1e-3, 2e-5
+
+
+@dataclass(frozen=True)
+class ClueSettings:
+    """How to train a CLUE task. None: the task's own, as the author published it.
+
+    Args:
+        model: "tiny", a model folder or a hub name.
+        version: which test files: "1.0" or "1.1".
+        epochs, batch_size, max_length: None: the recipe of the task (S01, section 2.2).
+        learning_rate: None: 1e-3 for tiny, 2e-5 for a pretrained encoder.
+        tricks: objective wrappers, `name=value`, innermost first.
+        fit: everything else about the loop.
+    """
+
+    model: str = "tiny"
+    version: str = "1.1"
+    epochs: int | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    learning_rate: float | None = None
+    tricks: tuple[str, ...] = ()
+    fit: FitSettings = field(default_factory=FitSettings)
+
+    def for_task(self, task: Task, seed: int) -> FitSettings:
+        """The loop's settings for one task and seed."""
+        rate = TINY_RATE if self.model == "tiny" else PRETRAINED_RATE
+        return replace(
+            self.fit,
+            epochs=self.epochs or task.epochs,
+            batch_size=self.batch_size or task.batch_size,
+            learning_rate=self.learning_rate or rate,
+            seed=seed,
+        )
+
+
+@dataclass
+class TaskResult:
+    """What one task came to, as results.json keeps it. Scores are percentages."""
+
+    task: str
+    seed: int
+    metric: str
+    scores: dict[str, float]
+    chance: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    tokens_per_second: float
+    samples_per_second: float
+    train_examples: int
+    dev_examples: int
+    folder: str
+    submission: str | None = None
+    confusion: dict[str, Any] | None = None
+    errors: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def train_task(
+    name: str,
+    source: Source,
+    settings: ClueSettings,
+    run: RunFolder,
+    *,
+    seed: int = 0,
+    folder: str | None = None,
+    submissions: str = "submission",
+    resume: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> TaskResult:
+    """Trains a task, keeps the best epoch, and writes the test split's submission, checked.
+
+    Args:
+        name: one of `TASKS`.
+        source: where the data come from.
+        settings: how to train.
+        run: the run folder.
+        seed: of weights, order and dropout.
+        folder: the task's folder inside the run; default its name.
+        submissions: the folder inside the run where the submission goes.
+        resume: continue from the newest checkpoint.
+        quiet: no progress.
+        say: receives the load table.
+
+    Raises:
+        DataError: something in the data is not as it must be.
+        CheckpointError: the model folder cannot be used.
+        ValueError: a setting is out of range.
+    """
+    began = time.perf_counter()
+    folder = folder or name
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(settings.model)
+    task = make_task(name, tokenizer, max_length=settings.max_length, version=settings.version)
+    loop = settings.for_task(task, seed)
+    objective = apply_tricks(task.loss, settings.tricks)
+    accelerator = make_accelerator(loop, run.path / folder)
+    if loop.tracker:
+        accelerator.init_trackers(f"{name}-seed{seed}")
+
+    notes: list[str] = []
+    train = split_features(task, source, "train", notes)
+    dev_examples = read_split(task, source, "dev", notes)
+    test_examples = read_split(task, source, "test", notes)
+    dev = split_features(task, source, "dev", notes)
+    test = split_features(task, source, "test", notes)
+
+    encoder, table = load_encoder(settings.model, vocabulary_size=len(tokenizer))
+    fits_positions(encoder, train, dev, test)
+    model = TextModel(encoder, task.head(encoder.config.hidden_size))
+    if accelerator.is_main_process and settings.model != "tiny":
+        say(str(table))
+
+    best = run.path / folder / "best"
+    evaluate = evaluator(task, dev, dev_examples, accelerator, loop.max_tokens)
+    result = fit(
+        model,
+        objective,
+        train,
+        task.collate,
+        loop,
+        folder=made(run.path / folder),
+        evaluate=lambda m: evaluate(m)[0],
+        keep=keeper(best, task, tokenizer, accelerator, settings, table),
+        metric=task.metric,
+        rows=task.rows,
+        label=name if seed == 0 else f"{name} seed {seed}",
+        accelerator=accelerator,
+        resume=resume,
+        quiet=quiet,
+    )
+    if loop.tracker:
+        accelerator.end_training()
+
+    # What was saved, read back: the scores and the submission are those of the files.
+    task, model = load_trained(best, version=settings.version)
+    model.to(accelerator.device)
+    scores, predictions = evaluator(task, dev, dev_examples, accelerator, loop.max_tokens)(model)
+    told = predict(task, model, test, test_examples, accelerator, loop.max_tokens)
+    submission = f"{submissions}/{task.submission_name}"
+    if accelerator.is_main_process:
+        path = run.path / submission
+        path.parent.mkdir(parents=True, exist_ok=True)
+        task.write_submission(path, test_examples, told)
+        task.read_submission(path, test_examples)
+        write_predictions(run.path / folder / "predictions.jsonl", dev_examples, predictions)
+    accelerator.wait_for_everyone()
+    mistakes = itertools.islice(task.mistakes(dev_examples, predictions), 12)
+    return TaskResult(
+        task=name,
+        seed=seed,
+        metric=task.metric,
+        scores=scores,
+        chance=task.chance(dev_examples),
+        best_epoch=result.best_epoch,
+        epochs=result.epochs,
+        seconds=time.perf_counter() - began,
+        tokens_per_second=result.tokens_per_second,
+        samples_per_second=result.samples_per_second,
+        train_examples=len(train),
+        dev_examples=len(dev_examples),
+        folder=folder,
+        submission=submission,
+        confusion=task.confusion(dev_examples, predictions),
+        errors=[asdict(m) for m in mistakes],
+        notes=notes,
+    )
+
+
+def read_split(task: Task, source: Source, split: str, notes: list[str]) -> list[Example]:
+    """The examples of a split, in memory; what was remarkable about them goes to the notes."""
+    task.notes = {}
+    found = list(examples(task, source, split))
+    notes += [f"{split}: {text} ({count})" for text, count in task.notes.items()]
+    return found
+
+
+def split_features(task: Task, source: Source, split: str, notes: list[str]) -> FeatureTable:
+    """The encoded split: read and encoded in pieces the first time, opened from then on.
+
+    Args:
+        task: with a tokenizer.
+        source: where the data come from.
+        split: "train", "dev" or "test".
+        notes: what reading and encoding had to leave out is added here.
+    """
+    key = task.fingerprint(split, task.version, *source.contents(task, split))
+    remarks = cache_folder() / f"{key}.json"
+
+    def features() -> Iterator[Feature]:
+        task.notes = {}
+        first, rest = 0, examples(task, source, split)
+        while chunk := list(itertools.islice(rest, ENCODE_AT_ONCE)):
+            yield from task.encode(chunk, first)
+            first += len(chunk)
+        atomic_write_text(remarks, json.dumps(task.notes, ensure_ascii=False))
+
+    table = encode_once(key, task.columns, features)
+    known = json.loads(remarks.read_text(encoding="utf-8")) if remarks.exists() else {}
+    told = [f"{split}: {text} ({count})" for text, count in known.items()]
+    notes += [note for note in told if note not in notes]
+    return table
+
+
+Evaluate = Callable[[nn.Module], tuple[dict[str, float], list[Any]]]
+
+
+def evaluator(
+    task: Task,
+    features: FeatureTable,
+    split: Sequence[Example],
+    accelerator: Any,
+    max_tokens: int,
+) -> Evaluate:
+    """A function from a model to its scores and predictions on a split."""
+
+    def evaluate(model: nn.Module) -> tuple[dict[str, float], list[Any]]:
+        predictions = predict(task, model, features, split, accelerator, max_tokens)
+        return task.score(split, predictions), predictions
+
+    return evaluate
+
+
+@torch.no_grad()
+def predict(
+    task: Task,
+    model: nn.Module,
+    features: FeatureTable,
+    split: Sequence[Example],
+    accelerator: Any = None,
+    max_tokens: int = 8192,
+) -> list[Any]:
+    """One prediction per example; computed in float32, spread over all processes.
+
+    Args:
+        task: with a tokenizer.
+        model: on its device.
+        features: the encoded split.
+        split: its examples.
+        accelerator: None: this process alone.
+        max_tokens: padded tokens per forward pass.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    plan = LengthBatches(
+        features.lengths,
+        batch_size=max(1, len(features)),
+        max_tokens=max_tokens,
+        rows=task.rows,
+        shuffle=False,
+        rank=accelerator.process_index if accelerator else 0,
+        world_size=accelerator.num_processes if accelerator else 1,
+    )
+    steps = [[micro] for step in plan.epoch(0) for micro in step]
+    found: list[tuple[int, Any]] = []
+    for [batch] in batches(steps, features, task.collate):
+        found += zip(batch.examples, task.outputs(model, batch.to(device)), strict=False)
+    if accelerator and accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        found = gather_object(found)
+    return task.decode(split, sorted(found, key=lambda pair: pair[0]))
+
+
+def keeper(
+    best: Path,
+    task: Task,
+    tokenizer: Any,
+    accelerator: Any,
+    settings: ClueSettings,
+    table: LoadTable,
+) -> Callable[[nn.Module], None]:
+    """A function that saves the current weights as the best ones."""
+
+    def keep(model: nn.Module) -> None:
+        state = accelerator.get_state_dict(model)  # gathers what is sharded
+        if accelerator.is_main_process:
+            purpose = {
+                "task": task.name,
+                "max_length": task.length,
+                "from": settings.model,
+                "matched": table.share,
+            }
+            partial = best.with_name(".best.partial")
+            plain = accelerator.unwrap_model(model)
+            save_text_model(partial, plain, tokenizer, purpose, state)
+            replace_folder(partial, best)
+        accelerator.wait_for_everyone()
+
+    return keep
+
+
+def load_trained(folder: Path, version: str = "1.1") -> tuple[Task, TextModel]:
+    """A task and its model from the best/ folder of a run.
+
+    Raises:
+        CheckpointError: the folder is not one of those.
+    """
+    purpose = read_purpose(folder)
+    tokenizer = load_tokenizer(folder)
+    task = make_task(
+        purpose["task"], tokenizer, max_length=purpose["max_length"], version=version
+    )
+    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    return task, load_text_model(folder, task.head(size))
+
+
+def fits_positions(encoder: nn.Module, *tables: FeatureTable) -> None:
+    """Refuses rows longer than the encoder has positions for.
+
+    Raises:
+        ValueError: the message gives both numbers.
+    """
+    longest = max(int(table.lengths.max()) for table in tables)
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise ValueError(
+            f"the longest row has {longest} tokens, the encoder has {positions} positions; "
+            f"give --max-length {positions} or less"
+        )
+
+
+def write_predictions(path: Path, split: Sequence[Example], predictions: Sequence[Any]) -> None:
+    """One line per dev example: its id, where it stands, and the prediction."""
+    lines = (
+        json.dumps({"id": e.id, "where": e.where, "prediction": p}, ensure_ascii=False, default=sorted)
+        for e, p in zip(split, predictions, strict=True)
+    )
+    atomic_write_text(path, "".join(line + "\n" for line in lines))
+
+
+def made(folder: Path) -> Path:
+    """The folder, once it exists."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
