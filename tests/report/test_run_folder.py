@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from kexue.report import RunFolder, atomic_write_text, atomic_writer
+from kexue.data.files import atomic_write_text, atomic_writer
+from kexue.report import RunFolder
 
 
 def no_space(*_):

@@ -12,9 +12,7 @@ from kexue.cli.console import console, fail, print_json
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="The eleven CLUE tasks: train, predict, score, check.", no_args_is_help=True
-)
+app = typer.Typer(help="The eleven CLUE tasks: train, predict, score, check.", no_args_is_help=True)
 
 TaskName = Annotated[str, typer.Argument(help="A task such as tnews, or all.")]
 Data = Annotated[
@@ -139,8 +137,8 @@ def predict(
     """
     with told():
         from kexue.tasks.clue import examples
-        from kexue.tasks.clue.run import load_trained, split_features
-        from kexue.tasks.clue.run import predict as predict_split
+        from kexue.tasks.clue.predict import load_trained, split_features
+        from kexue.tasks.clue.predict import predict as predict_split
         from kexue.tasks.clue.sources import open_source
 
         source, written = open_source(data), {}

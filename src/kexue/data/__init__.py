@@ -1,3 +1,3 @@
-"""Bytes in, batches out: corpora, cached features, length-bucketed batches, built-in look-alike data."""
+"""Bytes in, batches out: corpora, cached features, batches, built-in look-alike data."""
 
 __all__: list[str] = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kexue.data.files import atomic_write_text
 from kexue.lab.experiment import Verdict
 from kexue.report.page import (
     Html,
@@ -23,7 +24,7 @@ from kexue.report.page import (
     safe,
     tag,
 )
-from kexue.report.run_folder import RunFolder, atomic_write_text
+from kexue.report.run_folder import RunFolder
 
 __all__ = ["write_gallery"]
 

@@ -1,3 +1,3 @@
-"""Whole networks: the built-in tiny encoder, and loading of pretrained encoders with a strict table."""
+"""Whole networks: the built-in tiny encoder, and pretrained ones, loaded strictly."""
 
 __all__: list[str] = []

@@ -205,7 +205,8 @@ def quiet_transformers() -> Iterator[None]:
     """Our table replaces pages of warnings and bars."""
     from transformers.utils import logging as transformers_logging
 
-    before, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

@@ -39,7 +39,8 @@ def save_text_model(
     state = model.state_dict() if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
-        model.encoder.save_pretrained(folder, state_dict=part_of(state, "encoder."))
+        encoder: Any = model.encoder
+        encoder.save_pretrained(folder, state_dict=part_of(state, "encoder."))
         tokenizer.save_pretrained(folder)
     head = {name: value.contiguous() for name, value in part_of(state, "head.").items()}
     save_file(head, folder / HEAD_FILE)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kexue.data.files import atomic_write_text
 from kexue.report.clue_scores import duration, scores_section
 from kexue.report.clue_table import Means, Row, clue_means, clue_table
 from kexue.report.clue_task import task_section
@@ -27,7 +28,7 @@ from kexue.report.page import (
     section,
     tag,
 )
-from kexue.report.run_folder import RunFolder, atomic_write_text
+from kexue.report.run_folder import RunFolder
 
 __all__ = ["write_clue_report"]
 

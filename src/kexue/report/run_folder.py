@@ -2,67 +2,20 @@
 
     config.json  environment.json  results.json  <task>/metrics.jsonl  …  report.html
 
-A file that is replaced is written under a temporary name in its own folder, flushed, synced and
-renamed, so a reader sees the old file or the new one and never a half (`atomic_writer`). A log that
-grows (`append_jsonl`) gets one whole line per call; when the disk fills up the line is taken back,
-and when the machine dies in the middle of a line, the torn line is skipped by `read_jsonl` and
-removed by the next `append_jsonl`.
+How they stay whole is `kexue.data.files`: a file is replaced in one step, a log grows by whole
+lines, and a last line torn by a crash is skipped by `read_jsonl`.
 """
 
-import errno
 import json
 import math
 import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any
 
-__all__ = ["RunFolder", "atomic_write_text", "atomic_writer"]
+from kexue.data.files import append_line, atomic_write_text
 
-
-@contextmanager
-def atomic_writer(path: Path | str) -> Iterator[TextIO]:
-    """Open `path` for writing UTF-8 text that appears under this name only once it is complete.
-
-    Args:
-        path: the final name; its folder is made when missing.
-
-    Raises:
-        OSError: the text could not be written; the earlier file, if any, is unchanged and no
-            temporary file is left. A full disk is named as such.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "scores.txt"
-        >>> with atomic_writer(path) as file:
-        ...     _ = file.write("tnews 57.4")
-        >>> path.read_text(encoding="utf-8")
-        'tnews 57.4'
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("x", encoding="utf-8", newline="\n")
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                file.close()  # flushes once more, and fails once more on a full disk
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def atomic_write_text(path: Path | str, text: str) -> None:
-    """Write `text` as the whole content of `path`; see `atomic_writer`."""
-    with atomic_writer(path) as file:
-        file.write(text)
+__all__ = ["RunFolder"]
 
 
 class RunFolder:
@@ -120,17 +73,7 @@ class RunFolder:
     def append_jsonl(self, name: str, obj: object) -> Path:
         """Add one line to a growing log; either the whole line is in the file or nothing of it."""
         path = self.file(name)
-        line = (_json(obj) + "\n").encode()
-        with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a+b", buffering=0) as file:
-                end = _end_of_whole_lines(file)
-                file.truncate(end)
-                try:
-                    _write_all(file, line)
-                except OSError:
-                    file.truncate(end)
-                    raise
+        append_line(path, _json(obj))
         return path
 
     def read_jsonl(self, name: str) -> list[Any]:
@@ -151,37 +94,6 @@ class RunFolder:
                 except ValueError as error:
                     raise ValueError(f"{path}:{number} is not JSON: {error}") from None
         return rows
-
-
-def _end_of_whole_lines(file: Any) -> int:
-    """Length of the file up to and with its last line break, found from the end."""
-    position = int(file.seek(0, os.SEEK_END))
-    while position > 0:
-        start = max(0, position - 4096)
-        file.seek(start)
-        found = file.read(position - start).rfind(b"\n")
-        if found >= 0:
-            return start + int(found) + 1
-        position = start
-    return 0
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    """An unbuffered write may take only a part, for example just before the disk is full."""
-    while data:
-        data = data[file.write(data) :]
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say of a full disk which file could not be written and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = "no space left to write this file (what was there before is kept); free some"
-        raise OSError(error.errno, message, str(path)) from error
 
 
 def _json(obj: object, indent: int | None = None) -> str:

@@ -224,7 +224,7 @@ def fit(
             if settings.tracker:
                 accelerator.log({f"dev/{name}": value for name, value in scores.items()}, step)
             star = " *" if better else ""
-            bar.say(f"{label}  epoch {epoch + 1}/{settings.epochs}  {metric} {scores[metric]:.2f}{star}")
+            bar.say(f"{label}  epoch {epoch + 1}  {metric} {scores[metric]:.2f}{star}")
             checkpoints.save(step, state_of(step, result, samples, tokens))
             saved = time.perf_counter()
     return result
@@ -388,9 +388,7 @@ def due(saved: float, minutes: float, accelerator: Any) -> bool:
 
 def stopped_early(result: FitResult, settings: FitSettings) -> bool:
     """Whether patience has run out."""
-    return (
-        settings.patience is not None and result.epochs - result.best_epoch >= settings.patience
-    )
+    return settings.patience is not None and result.epochs - result.best_epoch >= settings.patience
 
 
 def state_of(step: int, result: FitResult, samples: float, tokens: float) -> dict[str, Any]:

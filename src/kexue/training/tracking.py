@@ -1,13 +1,14 @@
 """What is seen of a training run while it goes on: metrics.jsonl, trackers, and a progress line."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from kexue.data.files import append_line, atomic_write_text
 
 __all__ = ["MetricsFile", "Progress", "progress"]
 
@@ -22,23 +23,15 @@ class MetricsFile:
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
         self.path = path
-        kept: list[str] = []
+        kept = ""
         if keep_until is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                try:
-                    step = json.loads(line)["step"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue  # the line a kill cut short
-                if step <= keep_until:
-                    kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            kept = "".join(f"{n}\n" for n in lines if json.loads(n)["step"] <= keep_until)
+        atomic_write_text(path, kept)
 
     def log(self, **values: Any) -> None:
         """Appends one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        append_line(self.path, json.dumps(values, ensure_ascii=False))
 
 
 class Progress:

@@ -41,16 +41,21 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # type: (beginnin
 TYPES = tuple(PARTS)
 
 _TEMPLATES = (
-    "{company}{position}{name}表示，今年的业绩会更好。", "{name}是{company}的{position}，负责新产品。",
-    "记者从{government}获悉，{address}的房价有所下降。", "{government}{position}{name}昨天到{address}考察。",
+    "{company}{position}{name}表示，今年的业绩会更好。",
+    "{name}是{company}的{position}，负责新产品。",
+    "记者从{government}获悉，{address}的房价有所下降。",
+    "{government}{position}{name}昨天到{address}考察。",
     "玩家在{game}里打败了最后的首领，", "网络游戏{game}今天开始公测，由{company}运营。",
     "{game}的玩家都在等新版本，", "导演{name}的新片{movie}下月上映，票房看好。",
     "电影{movie}由{name}主演，", "看完{movie}，观众都哭了。", "作家{name}的小说{book}再版了，",
-    "书店里，{book}卖得很好，", "我最近在读{book}，作者是{name}。", "{organization}主教练{name}对比赛结果很满意，",
+    "书店里，{book}卖得很好，", "我最近在读{book}，作者是{name}。",
+    "{organization}主教练{name}对比赛结果很满意，",
     "昨晚{organization}2比1战胜了{organization}，", "{name}加入{organization}已经三年了，",
-    "周末去{scene}爬山，看看风景，", "到{address}旅游，一定要去{scene}看看，", "{scene}的门票已经涨到80元，",
+    "周末去{scene}爬山，看看风景，", "到{address}旅游，一定要去{scene}看看，",
+    "{scene}的门票已经涨到80元，",
     "{company}在{address}开了一家新店，", "家住{address}的{name}到{government}办事，",
-    "{position}{name}说，{organization}还需要时间。", "{company}股价大涨，{position}{name}却卖出了股票。",
+    "{position}{name}说，{organization}还需要时间。",
+    "{company}股价大涨，{position}{name}却卖出了股票。",
     "{government}发布通知，要求{company}整改。",
 )  # fmt: skip
 _LEADS = ("", "", "昨天，", "据了解，", "其实", "另外，", "3月5日，", "有人说，", "值得注意的是，")

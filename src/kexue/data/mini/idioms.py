@@ -1,7 +1,8 @@
 """Look-alike of CHID: put the right one of ten idioms into each blank.
 
 Every idiom has a few clauses it is typical of. A record holds one to four passages with one to
-five blanks in all; the blanks of a record take different idioms from one list of ten.
+five blanks in all; the blanks of a record take different idioms from one list of ten,
+half of which are idioms that are seldom right.
 """
 
 from functools import partial
@@ -32,28 +33,11 @@ SELDOM: dict[str, tuple[str, ...]] = {  # idioms that are mostly wrong candidate
 }  # fmt: skip
 _CLAUSES = IDIOMS | SELDOM
 _SHAPES = (  # blanks of each passage of a record
-    *((1,),) * 18, *((1, 1),) * 3, *((2,),) * 3, (1, 2), (2, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1),
+    *((1,),) * 26, *((1, 1),) * 3, *((2,),) * 3,
+    (1, 2), (2, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 2, 1),
 )  # fmt: skip
-_LEADS = (
-    "",
-    "",
-    "大家都说，",
-    "记者了解到，",
-    "据说，",
-    "2023年，",
-    "说起来，",
-    "老张告诉我：",
-    "那天",
-)
-_TAILS = (
-    "。",
-    "。",
-    "，这一点没有人怀疑。",
-    "，你觉得呢？",
-    "，让人印象很深。",
-    "……",
-    "，后来还上了报纸。",
-)
+_LEADS = ("", "", "", "据说，", "2023年，", "说起来，", "老张说：", "那天")
+_TAILS = ("。", "。", "！", "……", "，你觉得呢？", "，真的。")
 _JOINTS = ("；", "。不过", "，而", "。另外，")
 
 
@@ -70,7 +54,7 @@ def chid(source: Source, size: int) -> list[Row]:
         used = source.some(list(IDIOMS), sum(shape))
         if source.chance(0.05):
             used[0] = source.pick(list(SELDOM))
-        decoys = source.some(list(IDIOMS), 1) if source.chance(0.15) else []
+        decoys = source.some(list(IDIOMS), 4)
         wrong = [idiom for idiom in (*decoys, *source.some(list(SELDOM), 10)) if idiom not in used]
         candidates = source.some(used + wrong[: 10 - len(used)], 10)
         content, taken = [], 0

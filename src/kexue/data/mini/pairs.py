@@ -16,7 +16,8 @@ __all__ = ["INTENTS", "afqmc", "cmnli", "ocnli"]
 _PRODUCTS = ("青禾付", "小满借", "云朵钱包", "松果分期", "星河卡", "蓝鲸支付", "布谷宝", "飞鱼卡")
 INTENTS: dict[str, tuple[str, ...]] = {  # {p} is the product
     "raise the limit": (
-        "{p}怎么提高额度", "{p}的额度太低了怎么提高", "怎么样让{p}额度变高", "{p}提高额度要什么条件",
+        "{p}怎么提高额度", "{p}的额度太低了怎么提高", "怎么样让{p}额度变高",
+        "{p}提高额度要什么条件",
         "想把{p}的额度提高一点",
     ),
     "repayment day": (
@@ -28,14 +29,16 @@ INTENTS: dict[str, tuple[str, ...]] = {  # {p} is the product
         "新用户如何申请开通{p}",
     ),
     "close": (
-        "{p}怎么注销", "如何注销关闭{p}", "不想用了，怎么关闭{p}", "{p}账户可以注销吗", "我要注销{p}",
+        "{p}怎么注销", "如何注销关闭{p}", "不想用了，怎么关闭{p}", "{p}账户可以注销吗",
+        "我要注销{p}",
     ),
     "interest": (
         "{p}的利息怎么算", "{p}每天收多少利息", "{p}利息是不是太贵了", "用{p}要付利息和手续费吗",
         "{p}的手续费和利息是多少",
     ),
     "refund": (
-        "用{p}买的东西退款退到哪", "{p}退款多久到账", "{p}的退款怎么没到账", "退货以后{p}什么时候退款",
+        "用{p}买的东西退款退到哪", "{p}退款多久到账", "{p}的退款怎么没到账",
+        "退货以后{p}什么时候退款",
         "商家退款会退回{p}吗",
     ),
 }  # fmt: skip
@@ -91,7 +94,8 @@ _NEUTRAL = (
     "{who}最希望{purpose}", "{who}去{where}是为了{purpose}",
 )  # fmt: skip
 _CONTRARY = (
-    "{who}没有{what}", "没有人在{where}", "{where}一个人也没有", "{who}从来不去{where}", "{who}都没有去{where}",
+    "{who}没有{what}", "没有人在{where}", "{where}一个人也没有", "{who}从来不去{where}",
+    "{who}都没有去{where}",
 )  # fmt: skip
 _DENIED_ENTAILED = ("{who}不在{where}", "{who}没去{where}", "{who}没有{what}")
 _DENIED_CONTRARY = ("{who}正在{what}", "{who}就在{where}", "{who}去了{where}")
@@ -101,27 +105,34 @@ _PURPOSES = ("挣钱", "参加比赛", "得奖", "散心", "锻炼身体", "给�
 _LABELS = ("entailment", "neutral", "contradiction")
 
 _CMNLI = World(
-    who=("一位老人", "两个孩子", "那个女人", "我的邻居", "几名游客", "一名士兵", "年轻的画家", "她的丈夫"),
-    where=("公园里", "海滩上", "厨房里", "火车站", "剧院门口", "院子里", "河边", "市场上", "屋顶上"),
-    what=("放风筝", "拍照片", "听音乐", "修理机器", "画画", "喝咖啡", "唱歌", "看书", "钓鱼", "跳舞"),
+    who=("一位老人", "两个孩子", "那个女人", "我的邻居", "几名游客", "一名士兵", "年轻的画家",
+        "她的丈夫"),
+    where=("公园里", "海滩上", "厨房里", "火车站", "剧院门口", "院子里", "河边", "市场上",
+        "屋顶上"),
+    what=("放风筝", "拍照片", "听音乐", "修理机器", "画画", "喝咖啡", "唱歌", "看书", "钓鱼",
+        "跳舞"),
     premises={
         "": (
             "{when}，{who}在{where}{what}。", "是的，{who}在{where}{what}，我看见了。",
             "{who}在{where}{what}，{detail}。", "人们告诉我，{when}{who}在{where}{what}。",
         )
     },
-    denials=("{when}下了大雨，{who}没有去{where}{what}。", "{who}病了，没有去{where}{what}，{detail}。"),
+    denials=("{when}下了大雨，{who}没有去{where}{what}。",
+        "{who}病了，没有去{where}{what}，{detail}。"),
 )  # fmt: skip
 _OCNLI = World(
     who=("村民们", "同学们", "志愿者", "工人师傅们", "老师们", "医生们", "李主任", "张大姐"),
     where=("学校里", "村口", "县城", "工地上", "图书馆", "社区", "广场上", "医院", "礼堂里"),
-    what=("种树", "开会", "排练节目", "打扫卫生", "修路", "学唱歌", "发传单", "搬桌子", "包饺子", "搞培训"),
+    what=("种树", "开会", "排练节目", "打扫卫生", "修路", "学唱歌", "发传单", "搬桌子", "包饺子",
+        "搞培训"),
     premises={
-        "gov": ("会议指出,{who}{when}在{where}{what},取得了明显成效", "{who}在{where}{what},{detail}"),
+        "gov": ("会议指出,{who}{when}在{where}{what},取得了明显成效",
+            "{who}在{where}{what},{detail}"),
         "news": ("本报讯 {when},{who}在{where}{what}", "记者看到,{who}在{where}{what},{detail}"),
         "lit": ("{when},{who}在{where}{what},谁也不说话", "{detail},{who}在{where}{what}。"),
         "tv": ("你看{when}{who}在{where}{what},是吧", "我就说嘛,{who}在{where}{what}呢,对不对"),
-        "phone": ("喂,{who}在{where}{what}呢,嗯嗯,{detail}.", "哎{when}{who}在{where}{what},呃我看到了."),
+        "phone": ("喂,{who}在{where}{what}呢,嗯嗯,{detail}.",
+            "哎{when}{who}在{where}{what},呃我看到了."),
     },
     denials=("{when}太冷了,{who}没有去{where}{what}", "{who}嫌远,没有去{where}{what},{detail}"),
 )  # fmt: skip

@@ -2,8 +2,8 @@
 
 CMRC2018: a passage states facts of different kinds about one place, each in its own way of
 speaking; a question asks for one. Some passages are padded beyond 520 characters, so that a reader
-of 512 needs several windows. C3: who goes where, when, how, with whom and what for, as a text (m) or a
-dialogue (d); most wrong choices are of another kind, some of the same.
+of 512 needs several windows. C3: who goes where, when, how, with whom and what for, as a text (m)
+or a dialogue (d); most wrong choices are unlikely ones, some as likely as the answer.
 """
 
 from functools import partial
@@ -30,40 +30,31 @@ FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind: statement
         ("成人门票每张{x}", "现在的票价是{x}", "进门要买{x}的门票"),
         ("{n}的门票多少钱？", "参观{n}要花多少钱？", "{n}的票价是多少？"),
     ),
-    "staff": (
-        ("目前有{x}在这里工作", "全院的工作人员有{x}", "为此专门聘请了{x}"),
-        ("{n}有多少人工作？", "{n}的工作人员有多少人？", "有多少人在{n}工作？"),
-    ),
-    "treasure": (
-        ("最有名的藏品是{x}", "镇馆之宝是{x}", "人们最爱看的藏品是{x}"),
-        ("{n}最有名的藏品是什么？", "{n}的镇馆之宝是什么？", "{n}收藏了什么宝贝？"),
-    ),
 }
 _ORDER = list(FACTS).index
 _NAMES = ("白鹭", "松涛", "海棠", "望江", "听雨", "明月", "长风", "ＡＢＣ", "T3")
 _HOUSES = ("博物馆", "书院", "美术馆", "民俗馆", "纪念馆", "科技馆")
-_TREASURES = (
-    "青铜大钟",
-    "铁皮火车头",
-    "百年古琴",
-    "竹简",
-    "恐龙化石",
-    "红木屏风",
-    "老式电报机",
-    "金漆木雕",
-)
-_STAFF = ("名讲解员", "名员工", "位研究人员", "名保安")
 _FILLERS = (
-    "院子里种着高大的银杏树", "每到秋天落叶铺满了小路", "这里的展厅光线柔和", "参观的人常常在窗前停下脚步",
-    "走廊两边挂着旧照片", "门口的石狮子早已磨得光滑", "孩子们喜欢在草地上奔跑", "雨天的时候屋檐会滴下水珠",
-    "工作日的上午比较安静", "周末常有合唱队在大厅排练", "附近的居民把它当作散步的好去处", "地板踩上去会吱呀作响",
-    "楼梯的扶手是用整根木头做成的", "夜里灯光亮起时格外好看", "后院有一口不再使用的老井", "墙上的藤蔓一年比一年茂盛",
-    "修缮工程前后进行过好几次", "有些房间至今没有对外开放", "讲座结束以后听众仍不愿离开", "为了保护文物这里禁止使用闪光灯",
-    "休息区提供热水和报纸", "学生们可以在这里做手工", "二楼的露台能看到远处的山", "旧仓库后来改成了咖啡厅",
-    "展柜里的说明写得很仔细", "钟声在整点的时候响起", "许多画家来这里写生", "春天的玉兰花吸引了不少蜜蜂",
-    "盲人参观者可以触摸复制品", "馆内的导览图做得十分清楚", "老人们在长椅上下棋聊天", "冬天的壁炉总是烧得很旺",
-    "大门上的铜环已经发绿", "临近闭馆时广播会播放轻音乐", "过去这里曾经是一座粮仓", "屋顶的瓦片在台风后重新铺过",
-    "志愿者每个月来打扫一次", "参观路线从左边的侧门开始", "馆方鼓励观众写下自己的感想", "角落里的旧钢琴偶尔有人弹奏",
+    "院子里种着高大的银杏树", "每到秋天落叶铺满了小路", "这里的展厅光线柔和",
+    "参观的人常常在窗前停下脚步",
+    "走廊两边挂着旧照片", "门口的石狮子早已磨得光滑", "孩子们喜欢在草地上奔跑",
+    "雨天的时候屋檐会滴下水珠",
+    "工作日的上午比较安静", "周末常有合唱队在大厅排练", "附近的居民把它当作散步的好去处",
+    "地板踩上去会吱呀作响",
+    "楼梯的扶手是用整根木头做成的", "夜里灯光亮起时格外好看", "后院有一口不再使用的老井",
+    "墙上的藤蔓一年比一年茂盛",
+    "修缮工程前后进行过好几次", "有些房间至今没有对外开放", "讲座结束以后听众仍不愿离开",
+    "为了保护文物这里禁止使用闪光灯",
+    "休息区提供热水和报纸", "学生们可以在这里做手工", "二楼的露台能看到远处的山",
+    "旧仓库后来改成了咖啡厅",
+    "展柜里的说明写得很仔细", "钟声在整点的时候响起", "许多画家来这里写生",
+    "春天的玉兰花吸引了不少蜜蜂",
+    "盲人参观者可以触摸复制品", "馆内的导览图做得十分清楚", "老人们在长椅上下棋聊天",
+    "冬天的壁炉总是烧得很旺",
+    "大门上的铜环已经发绿", "临近闭馆时广播会播放轻音乐", "过去这里曾经是一座粮仓",
+    "屋顶的瓦片在台风后重新铺过",
+    "志愿者每个月来打扫一次", "参观路线从左边的侧门开始", "馆方鼓励观众写下自己的感想",
+    "角落里的旧钢琴偶尔有人弹奏",
 )  # fmt: skip
 
 
@@ -79,19 +70,13 @@ def _fact(source: Source, kind: str) -> tuple[str, str]:
     if kind == "year":
         year, season = f"{source.random.randint(1850, 2020)}年", source.pick(("春天", "秋天", "底"))
         return (year, year[:-1]) if source.chance(0.6) else (year + season, year)
-    if kind == "price":
-        number = str(source.random.randint(5, 95))
-        return f"{number}元", number
-    if kind == "staff":
-        number, unit = str(source.random.randint(6, 400)), source.pick(_STAFF)
-        return number + unit, number + unit[:1]
-    treasure = source.pick(_TREASURES)
-    return treasure, treasure[-2:]
+    number = str(source.random.randint(5, 95))
+    return f"{number}元", number
 
 
 def _asked(source: Source, kinds: list[str], count: int) -> list[str]:
-    """Readers ask first who, then where, and so on; three times in ten they ask anything."""
-    return source.some(kinds, count) if source.chance(0.3) else sorted(kinds, key=_ORDER)[:count]
+    """Readers ask first who, then where, and so on; one time in five they ask anything."""
+    return source.some(kinds, count) if source.chance(0.2) else sorted(kinds, key=_ORDER)[:count]
 
 
 def cmrc2018(source: Source, size: int) -> list[Row]:
@@ -101,7 +86,7 @@ def cmrc2018(source: Source, size: int) -> list[Row]:
         name = source.pick(_NAMES) + source.pick(_HOUSES)
         facts: dict[str, tuple[str, int, str]] = {}
         fillers = source.some(_FILLERS, len(_FILLERS) if long else source.random.randint(1, 4))
-        kinds = source.some(list(FACTS), max(count, source.pick((2, 2, 3))))
+        kinds = source.some(list(FACTS), max(count, source.pick((2, 2, 2, 3))))
         pieces = source.some([*kinds, *fillers], len(kinds) + len(fillers))
         context = f"{source.odd()}{name}是当地人熟悉的去处。"
         for i, piece in enumerate(pieces):
@@ -120,7 +105,7 @@ def cmrc2018(source: Source, size: int) -> list[Row]:
     passages: list[Row] = []
     asked = 0
     while asked < size:
-        count = min(size - asked, source.random.randint(1, 2))
+        count = min(size - asked, source.pick((1, 1, 1, 1, 2)))
         long = len(passages) % 20 == 3
         drawn = source.fresh(partial(passage, count, long), lambda drawn: str(drawn["context"]))
         questions = []

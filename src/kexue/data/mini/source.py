@@ -17,7 +17,8 @@ Row = dict[str, Any]
 Split = Literal["train", "dev", "test"]
 
 ODD_STRINGS = (
-    "😀", "👍", "ＶＩＰ", "（Ａ）", "No.7 ", "iPad ", "5G ", "　", " ", "café ", "𠮷", "3.5%", "①", "OK，",
+    "😀", "👍", "ＶＩＰ", "（Ａ）", "No.7 ", "iPad ", "5G ", "　", " ", "café ", "𠮷", "3.5%", "①",
+    "OK，",
     "🇨🇳", "Wi-Fi ", "２４", "α",
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The eleven CLUE tasks (S01), one file each, and how they are read, trained and scored.
 
-    from kexue.tasks.clue import load_clue
-    load_clue("tnews", "mini", "dev")[0]
+from kexue.tasks.clue import load_clue
+load_clue("tnews", "mini", "dev")[0]
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ __all__ = ["AFQMC"]
 
 
 class AFQMC(PairClassification):
-    """"1" same meaning, "0" another."""
+    """ "1" same meaning, "0" another."""
 
     name = "afqmc"
     hub_config = "afqmc"

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from kexue.data.corpus import DataError, Record, read_json, read_json_lines
-from kexue.report.run_folder import atomic_write_text
+from kexue.data.files import atomic_write_text
 from kexue.tasks.clue.choice import Choice
 from kexue.tasks.clue.task import Example, Feature, Mistake
 
@@ -212,7 +212,7 @@ def assign(scores: Float[np.ndarray, "blanks candidates"]) -> Int[np.ndarray, " 
     """
     blanks, candidates = scores.shape
     if blanks > candidates:
-        return scores.argmax(axis=1)
+        return np.asarray(scores.argmax(axis=1), dtype=np.int64)
     _, columns = linear_sum_assignment(scores, maximize=True)  # (1)
     return np.asarray(columns, dtype=np.int64)
 

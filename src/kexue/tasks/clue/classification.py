@@ -1,9 +1,9 @@
 """The seven tasks that give one label to one or two texts (S01): softmax over [CLS].
 
-    row     [CLS] text [SEP]   or   [CLS] text 1 [SEP] text 2 [SEP],   token types all 0
-    head    W · h_CLS + b, no pooler, no dropout
-    loss    cross-entropy, mean over the batch
-    answer  the label with the largest score
+row     [CLS] text [SEP]   or   [CLS] text 1 [SEP] text 2 [SEP],   token types all 0
+head    W · h_CLS + b, no pooler, no dropout
+loss    cross-entropy, mean over the batch
+answer  the label with the largest score
 """
 
 from collections import Counter
@@ -86,7 +86,9 @@ class Classification(Task[TextExample]):
 
     def encode(self, examples: Sequence[TextExample], first: int) -> Iterator[Feature]:
         ids = {name: i for i, name in enumerate(self.labels)}
-        pieces = [self.pieces.cut(texts) for texts in zip(*(e.texts for e in examples), strict=True)]
+        pieces = [
+            self.pieces.cut(texts) for texts in zip(*(e.texts for e in examples), strict=True)
+        ]
         for index, (example, *parts) in enumerate(zip(examples, *pieces, strict=True), start=first):
             row = self.pieces.row(*(p.ids for p in parts), max_length=self.length)
             label = -1 if example.label is None else ids[example.label]

@@ -87,7 +87,8 @@ class CLUENER(Task[EntityExample]):
         found: set[Entity] = set()
         for kind, mentions in record.get("label", dict).items():
             if kind not in self.labels:
-                raise record.error(f"label.{kind}", f"no such type; known: {', '.join(self.labels)}")
+                known = ", ".join(self.labels)
+                raise record.error(f"label.{kind}", f"no such type; known: {known}")
             for mention, spans in as_object(record, f"label.{kind}", mentions).items():
                 if not is_span_list(spans):
                     raise record.error(
@@ -152,7 +153,8 @@ class CLUENER(Task[EntityExample]):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         scores = model(**batch.inputs).flatten(2)  # (B, T, L·L)
-        return multilabel_cross_entropy(scores, positive_index=batch.targets["positive"])  # (1)
+        loss: Tensor = multilabel_cross_entropy(scores, positive_index=batch.targets["positive"])
+        return loss  # (1)
 
     def outputs(self, model: nn.Module, batch: Batch) -> list[list[Entity]]:
         """The entities of each sentence."""
@@ -179,7 +181,8 @@ class CLUENER(Task[EntityExample]):
     ) -> dict[str, float]:
         gold_strings: dict[str, set[tuple[int, str]]] = {kind: set() for kind in self.labels}
         told_strings: dict[str, set[tuple[int, str]]] = {kind: set() for kind in self.labels}
-        gold_places, told_places = set(), set()
+        gold_places: set[tuple[int, str, int, int]] = set()
+        told_places: set[tuple[int, str, int, int]] = set()
         for i, (e, p) in enumerate(zip(examples, predictions, strict=True)):
             for entities, strings, places in (
                 (e.entities or (), gold_strings, gold_places),
@@ -188,7 +191,7 @@ class CLUENER(Task[EntityExample]):
                 for kind, start, end in entities:
                     strings[kind].add((i, e.text[start:end]))
                     places.add((i, kind, start, end))
-        per_type = {kind: 100 * f1_of(gold_strings[kind], told_strings[kind]) for kind in self.labels}
+        per_type = {k: 100 * f1_of(gold_strings[k], told_strings[k]) for k in self.labels}
         return {
             "string_macro_f1": sum(per_type.values()) / len(per_type),
             "position_micro_f1": 100 * f1_of(gold_places, told_places),
@@ -233,7 +236,9 @@ class CLUENER(Task[EntityExample]):
 def as_object(record: Record, field: str, value: Any) -> dict[str, Any]:
     """The value, once it is sure that it is a JSON object."""
     if not isinstance(value, dict):
-        raise record.error(field, f"needs an object {{mention: [[start, end], ...]}}, got {value!r}")
+        raise record.error(
+            field, f"needs an object {{mention: [[start, end], ...]}}, got {value!r}"
+        )
     return value
 
 

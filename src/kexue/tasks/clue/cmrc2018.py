@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from kexue.data.batching import Batch
 from kexue.data.corpus import DataError, Record, read_json
+from kexue.data.files import atomic_write_text
 from kexue.data.tokens import SpanMap
 from kexue.nn import SpanPointer, best_span, span_cross_entropy
-from kexue.report.run_folder import atomic_write_text
 from kexue.tasks.clue.task import Example, Feature, Mistake, Task
 
 __all__ = ["CMRC2018", "QuestionExample", "exact_match", "f1", "locate", "segments", "windows"]
@@ -132,9 +132,9 @@ class CMRC2018(Task[QuestionExample]):
             except ValueError as error:
                 raise DataError(f"{e.where}:question: {error}") from None
             for start, end in spans:
-                inside = [
-                    t for t, (a, b) in enumerate(context.offsets) if a >= start and b <= end
-                ][: self.length - len(prefix) - 1]
+                inside = [t for t, (a, b) in enumerate(context.offsets) if a >= start and b <= end][
+                    : self.length - len(prefix) - 1
+                ]
                 offsets = [context.offsets[t] for t in inside]
                 target = SpanMap(offsets).to_tokens(*answer) if answer else None
                 row = [*prefix, *(context.ids[t] for t in inside), self.pieces.sep]

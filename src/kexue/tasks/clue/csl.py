@@ -1,6 +1,6 @@
 """CSL: are all the keywords of a paper genuine? (S01)
 
-    [CLS] keyword；keyword；… [SEP] abstract [SEP]
+[CLS] keyword；keyword；… [SEP] abstract [SEP]
 """
 
 from kexue.data.corpus import Record
@@ -10,7 +10,7 @@ __all__ = ["CSL"]
 
 
 class CSL(Classification):
-    """"1" all keywords are the authors' own, "0" some are made up."""
+    """ "1" all keywords are the authors' own, "0" some are made up."""
 
     name = "csl"
     hub_config = "csl"

@@ -1,13 +1,13 @@
 """One task from files to score: encode, train, keep the best, predict the test split, write.
 
-    train_task(...)  →  run folder/<task>/ {metrics.jsonl, best/, predictions.jsonl}
-                        run folder/submission/<official name>
+train_task(...)  →  run folder/<task>/ {metrics.jsonl, best/, predictions.jsonl}
+                    run folder/submission/<official name>
 """
 
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from kexue.data.batching import LengthBatches
-from kexue.data.features import FeatureTable, cache_folder, encode_once
+from kexue.data.features import FeatureTable
+from kexue.data.files import atomic_write_text
 from kexue.models.loading import LoadTable, load_encoder, load_tokenizer
-from kexue.models.saving import load_text_model, read_purpose, save_text_model
+from kexue.models.saving import save_text_model
 from kexue.models.text_model import TextModel
-from kexue.report.run_folder import RunFolder, atomic_write_text
-from kexue.tasks.clue import examples, make_task
+from kexue.report import RunFolder
+from kexue.tasks.clue import make_task
+from kexue.tasks.clue.predict import (
+    evaluator,
+    load_trained,
+    predict,
+    read_split,
+    split_features,
+)
 from kexue.tasks.clue.sources import Source
-from kexue.tasks.clue.task import Example, Feature, Task
+from kexue.tasks.clue.task import Example, Task
 from kexue.training.checkpoint import replace_folder
-from kexue.training.fit import FitSettings, batches, fit, make_accelerator
+from kexue.training.fit import FitSettings, fit, make_accelerator
 from kexue.training.objective import apply_tricks
 
-__all__ = ["ClueSettings", "TaskResult", "load_trained", "predict", "split_features", "train_task"]
+__all__ = ["ClueSettings", "TaskResult", "train_task"]
 
-ENCODE_AT_ONCE = 1000
 TINY_RATE, PRETRAINED_RATE = 1e-3, 2e-5
 
 
@@ -143,7 +149,8 @@ def train_task(
 
     encoder, table = load_encoder(settings.model, vocabulary_size=len(tokenizer))
     fits_positions(encoder, train, dev, test)
-    model = TextModel(encoder, task.head(encoder.config.hidden_size))
+    config: Any = encoder.config
+    model = TextModel(encoder, task.head(config.hidden_size))
     if accelerator.is_main_process and settings.model != "tiny":
         say(str(table))
 
@@ -203,101 +210,6 @@ def train_task(
     )
 
 
-def read_split(task: Task, source: Source, split: str, notes: list[str]) -> list[Example]:
-    """The examples of a split, in memory; what was remarkable about them goes to the notes."""
-    task.notes = {}
-    found = list(examples(task, source, split))
-    notes += [f"{split}: {text} ({count})" for text, count in task.notes.items()]
-    return found
-
-
-def split_features(task: Task, source: Source, split: str, notes: list[str]) -> FeatureTable:
-    """The encoded split: read and encoded in pieces the first time, opened from then on.
-
-    Args:
-        task: with a tokenizer.
-        source: where the data come from.
-        split: "train", "dev" or "test".
-        notes: what reading and encoding had to leave out is added here.
-    """
-    key = task.fingerprint(split, task.version, *source.contents(task, split))
-    remarks = cache_folder() / f"{key}.json"
-
-    def features() -> Iterator[Feature]:
-        task.notes = {}
-        first, rest = 0, examples(task, source, split)
-        while chunk := list(itertools.islice(rest, ENCODE_AT_ONCE)):
-            yield from task.encode(chunk, first)
-            first += len(chunk)
-        atomic_write_text(remarks, json.dumps(task.notes, ensure_ascii=False))
-
-    table = encode_once(key, task.columns, features)
-    known = json.loads(remarks.read_text(encoding="utf-8")) if remarks.exists() else {}
-    told = [f"{split}: {text} ({count})" for text, count in known.items()]
-    notes += [note for note in told if note not in notes]
-    return table
-
-
-Evaluate = Callable[[nn.Module], tuple[dict[str, float], list[Any]]]
-
-
-def evaluator(
-    task: Task,
-    features: FeatureTable,
-    split: Sequence[Example],
-    accelerator: Any,
-    max_tokens: int,
-) -> Evaluate:
-    """A function from a model to its scores and predictions on a split."""
-
-    def evaluate(model: nn.Module) -> tuple[dict[str, float], list[Any]]:
-        predictions = predict(task, model, features, split, accelerator, max_tokens)
-        return task.score(split, predictions), predictions
-
-    return evaluate
-
-
-@torch.no_grad()
-def predict(
-    task: Task,
-    model: nn.Module,
-    features: FeatureTable,
-    split: Sequence[Example],
-    accelerator: Any = None,
-    max_tokens: int = 8192,
-) -> list[Any]:
-    """One prediction per example; computed in float32, spread over all processes.
-
-    Args:
-        task: with a tokenizer.
-        model: on its device.
-        features: the encoded split.
-        split: its examples.
-        accelerator: None: this process alone.
-        max_tokens: padded tokens per forward pass.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    plan = LengthBatches(
-        features.lengths,
-        batch_size=max(1, len(features)),
-        max_tokens=max_tokens,
-        rows=task.rows,
-        shuffle=False,
-        rank=accelerator.process_index if accelerator else 0,
-        world_size=accelerator.num_processes if accelerator else 1,
-    )
-    steps = [[micro] for step in plan.epoch(0) for micro in step]
-    found: list[tuple[int, Any]] = []
-    for [batch] in batches(steps, features, task.collate):
-        found += zip(batch.examples, task.outputs(model, batch.to(device)), strict=False)
-    if accelerator and accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        found = gather_object(found)
-    return task.decode(split, sorted(found, key=lambda pair: pair[0]))
-
-
 def keeper(
     best: Path,
     task: Task,
@@ -326,21 +238,6 @@ def keeper(
     return keep
 
 
-def load_trained(folder: Path, version: str = "1.1") -> tuple[Task, TextModel]:
-    """A task and its model from the best/ folder of a run.
-
-    Raises:
-        CheckpointError: the folder is not one of those.
-    """
-    purpose = read_purpose(folder)
-    tokenizer = load_tokenizer(folder)
-    task = make_task(
-        purpose["task"], tokenizer, max_length=purpose["max_length"], version=version
-    )
-    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    return task, load_text_model(folder, task.head(size))
-
-
 def fits_positions(encoder: nn.Module, *tables: FeatureTable) -> None:
     """Refuses rows longer than the encoder has positions for.
 
@@ -359,7 +256,9 @@ def fits_positions(encoder: nn.Module, *tables: FeatureTable) -> None:
 def write_predictions(path: Path, split: Sequence[Example], predictions: Sequence[Any]) -> None:
     """One line per dev example: its id, where it stands, and the prediction."""
     lines = (
-        json.dumps({"id": e.id, "where": e.where, "prediction": p}, ensure_ascii=False, default=sorted)
+        json.dumps(
+            {"id": e.id, "where": e.where, "prediction": p}, ensure_ascii=False, default=sorted
+        )
         for e, p in zip(split, predictions, strict=True)
     )
     atomic_write_text(path, "".join(line + "\n" for line in lines))

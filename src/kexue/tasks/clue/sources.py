@@ -6,7 +6,7 @@ integer order of classes differs between the Hub, the author's code and ours.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kexue.data.corpus import DataError, Record
 from kexue.data.features import cache_folder, content_hash
@@ -18,6 +18,7 @@ HUB_NAME = "clue/clue"
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Gives the records of a task's split, and what they follow from."""
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from kexue.data.batching import Batch, pad_rows
 from kexue.data.corpus import DataError, Record, existing_file, read_json_lines
 from kexue.data.features import content_hash
+from kexue.data.files import atomic_writer
 from kexue.data.tokens import Pieces
-from kexue.report.run_folder import atomic_writer
 
 __all__ = ["Example", "Feature", "Mistake", "Task"]
 
@@ -144,8 +144,11 @@ class Task(ABC, Generic[E]):
 
     def fingerprint(self, *parts: object) -> str:
         """A hash of all that the features of a corpus follow from."""
-        code = [inspect.getsource(inspect.getmodule(c) or c) for c in type(self).__mro__[:-2]
-                if c.__module__.startswith("kexue.")]
+        code = [
+            inspect.getsource(inspect.getmodule(c) or c)
+            for c in type(self).__mro__[:-2]
+            if c.__module__.startswith("kexue.")
+        ]
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
         return content_hash(self.name, self.length, self.columns, code, vocabulary, *parts)
 
@@ -191,9 +194,7 @@ class Task(ABC, Generic[E]):
     def mistakes(self, examples: Sequence[E], predictions: Sequence[Any]) -> Iterator[Mistake]:
         """The wrong answers, in order."""
 
-    def confusion(
-        self, examples: Sequence[E], predictions: Sequence[Any]
-    ) -> dict[str, Any] | None:
+    def confusion(self, examples: Sequence[E], predictions: Sequence[Any]) -> dict[str, Any] | None:
         """Counts of gold (rows) against predicted (columns) labels, where the task has labels."""
         return None
 

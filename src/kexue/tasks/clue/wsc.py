@@ -10,7 +10,7 @@ __all__ = ["WSC", "mark_spans"]
 
 
 class WSC(Classification):
-    """"true" the pronoun (span 2) stands for the noun (span 1), "false" it does not."""
+    """ "true" the pronoun (span 2) stands for the noun (span 1), "false" it does not."""
 
     name = "wsc"
     hub_config = "cluewsc2020"
