@@ -225,15 +225,20 @@ def zip_command(
     with told():
         import zipfile
 
+        from kexue.data.files import explained
+
         folder = run / "submission" if (run / "submission").is_dir() else run
         files = sorted(folder.glob("*_predict.json"))
         if not files:
             raise ValueError(f"{folder}: holds no submission files (*_predict.json)")
         partial = out.with_name(f".{out.name}.partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                archive.write(file, file.name)
-        partial.replace(out)
+        try:
+            with explained(out), zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+                for file in files:
+                    archive.write(file, file.name)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
         print(f"{out}: {len(files)} files")
 
 
@@ -263,9 +268,9 @@ def show(paths: dict[str, str], json: bool, what: str) -> None:
 
 def is_main_process() -> bool:
     """Whether this process prints; the others of a distributed run are silent."""
-    from accelerate import PartialState
+    from kexue.training.fit import processes
 
-    return bool(PartialState().is_main_process)
+    return bool(processes().is_main_process)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Batch:
 
     inputs: dict[str, Tensor]
     targets: dict[str, Tensor] = field(default_factory=dict)
-    count: float = 0
+    count: int = 0
     examples: list[int] = field(default_factory=list)
     tokens: int = 0
 

@@ -48,10 +48,8 @@ class Record:
         """The field's value, of the stated type.
 
         Raises:
-            DataError: the record is no object, or the field is missing or of another type.
+            DataError: the field is missing or of another type.
         """
-        if not isinstance(self.value, dict):
-            raise self.error(field, f"stands in what needs to be an object, {shorten(self.value)}")
         if field not in self.value:
             present = ", ".join(self.value) or "none"
             raise self.error(field, f"field is missing (present: {present})")
@@ -72,6 +70,17 @@ class Record:
         if not value.strip():
             raise self.error(field, "text is empty; remove the row or fill it in")
         return value
+
+    def part(self, place: str, value: object) -> "Record":
+        """What stands at a place inside this record, as a record of its own.
+
+        Raises:
+            DataError: it is no object.
+        """
+        position = f"{self.position}.{place}".lstrip(".")
+        if not isinstance(value, dict):
+            raise DataError(f"{self.path}:{position}: needs an object, got {shorten(value)}")
+        return Record(self.path, position, value)
 
 
 JSON_NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object"}

@@ -9,6 +9,7 @@ back, and a line torn by a crash is removed by the next call.
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,14 +82,29 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say of a full disk which file could not be written and what to do."""
+    """Say of a full disk which file could not be written and what to do.
+
+    Writers in C++ and Rust (torch, safetensors, tokenizers) raise something else than OSError when
+    the disk is full, so for those the disk itself is asked.
+    """
+    message = "no space left to write this file (what was there before is kept); free some"
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        message = "no space left to write this file (what was there before is kept); free some"
         raise OSError(error.errno, message, str(path)) from error
+    except Exception as error:
+        if "No space left" not in str(error) and not _is_full(path):
+            raise
+        raise OSError(errno.ENOSPC, message, str(path)) from error
+
+
+def _is_full(path: Path) -> bool:
+    """Whether hardly a page is free where `path` lies."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free < 1 << 16
 
 
 def _end_of_whole_lines(file: Any) -> int:

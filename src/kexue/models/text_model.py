@@ -7,6 +7,8 @@ dropout in between (S01, section 2.2). Token types are left at their default 0, 
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from kexue.models.first_token import FirstTokenOnly
+
 __all__ = ["TextModel"]
 
 
@@ -22,6 +24,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.first_token = FirstTokenOnly(encoder)
 
     def forward(
         self,
@@ -38,7 +41,12 @@ class TextModel(nn.Module):
             visible: what the head may look at, if that is less (the passage, not the question).
             options: passed to the head.
         """
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        self.first_token.active = getattr(self.head, "pooling", None) == "first"
+        try:
+            output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        finally:
+            self.first_token.active = False
+        states = output.last_hidden_state  # (R, L, D), or (R, 1, D) where only [CLS] is read
         mask = attention_mask.bool() if visible is None else visible
-        scores: Tensor = self.head(states.last_hidden_state, mask, **options)
+        scores: Tensor = self.head(states, mask[:, : states.shape[1]], **options)
         return scores

@@ -9,10 +9,14 @@ small JSON file. Random numbers need no saving: each step seeds itself from (see
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Checkpoints", "replace_folder", "sync_folder"]
+from kexue.data.files import explained
+
+__all__ = ["Checkpoints", "replace_folder", "sync_folder", "whole_or_nothing"]
 
 
 class Checkpoints:
@@ -36,16 +40,18 @@ class Checkpoints:
         """Writes a checkpoint and removes all others. Called by every process."""
         partial = self.folder / f".writing-{step:08d}"
         main = self.accelerator.is_main_process
+        final = self.folder / f"step-{step:08d}"
+        with whole_or_nothing(partial):
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(partial), safe_serialization=True)
+            self.accelerator.wait_for_everyone()
+            if main:
+                (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+                replace_folder(partial, final)
         if main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if main:
-            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            final = self.folder / f"step-{step:08d}"
-            replace_folder(partial, final)
             for other in [*self.folder.glob("step-*"), *self.folder.glob(".writing-*")]:
                 if other != final:
                     shutil.rmtree(other)
@@ -59,6 +65,17 @@ class Checkpoints:
         self.accelerator.load_state(str(newest))
         state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         return state
+
+
+@contextmanager
+def whole_or_nothing(partial: Path) -> Iterator[None]:
+    """Removes a folder that could not be filled, and says so if the disk is full."""
+    try:
+        with explained(partial):
+            yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def replace_folder(partial: Path, final: Path) -> None:

@@ -28,7 +28,15 @@ from kexue.training.checkpoint import Checkpoints
 from kexue.training.objective import Objective
 from kexue.training.tracking import MetricsFile, progress
 
-__all__ = ["FitResult", "FitSettings", "batches", "bf16_supported", "fit", "make_accelerator"]
+__all__ = [
+    "FitResult",
+    "FitSettings",
+    "batches",
+    "bf16_supported",
+    "fit",
+    "make_accelerator",
+    "processes",
+]
 
 Collate = Callable[[list[dict[str, Any]]], Batch]
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -87,6 +95,9 @@ class FitSettings:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        optimizer_class(self.optimizer)
 
 
 @dataclass
@@ -173,16 +184,17 @@ def fit(
     metrics = MetricsFile(folder / "metrics.jsonl", first if state else None) if main else None
 
     saved = time.perf_counter()
+    unread: list[Tensor] = []
     with progress(label, steps, first, shown=main and not quiet) as bar:
         for epoch in range(first // len(plan), settings.epochs):
             if stopped_early(result, settings):
                 break
             done = max(first - epoch * len(plan), 0)
+            began = time.perf_counter()
             for step, micro in enumerate(
                 batches(plan.epoch(epoch)[done:], features, collate),
                 start=epoch * len(plan) + done + 1,
             ):
-                began = time.perf_counter()
                 rate = settings.learning_rate * scale(settings, step - 1, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -190,8 +202,10 @@ def fit(
                     run, objective, micro, optimizer, settings, accelerator, step
                 )
                 shown = step % LOG_EVERY == 0 or step == steps or step == 1
-                value = read_loss(loss, step, accelerator) if shown else None
-                result.seconds += time.perf_counter() - began
+                unread.append(loss)
+                value = read_losses(unread, step, accelerator) if shown else None
+                now = time.perf_counter()
+                result.seconds, began = result.seconds + now - began, now
                 samples, tokens = samples + seen[0], tokens + seen[1]
                 speed = tokens / result.seconds
                 bar.step(value, speed)
@@ -207,9 +221,11 @@ def fit(
                 if settings.tracker and value is not None:
                     accelerator.log({"loss": value, "learning_rate": rate}, step)
                 if step % len(plan) and due(saved, settings.checkpoint_minutes, accelerator):
+                    read_losses(unread, step, accelerator)
                     checkpoints.save(step, state_of(step, result, samples, tokens))
-                    saved = time.perf_counter()
+                    began = saved = time.perf_counter()
             step = (epoch + 1) * len(plan)
+            read_losses(unread, step, accelerator)
             scores = evaluate(model)
             better = not result.best or scores[metric] > result.best[metric]
             result.history.append(scores)
@@ -308,8 +324,22 @@ class StepData(Dataset[list[Batch]]):
 def make_accelerator(settings: FitSettings, log_folder: Path | None = None) -> Any:
     """An Accelerator that leaves batches and autocast to the loop."""
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
-    return Accelerator(log_with=settings.tracker, project_dir=log_folder)
+    processes()
+    return Accelerator(
+        log_with=settings.tracker,
+        project_dir=log_folder,
+        mixed_precision="no",  # whatever the user's accelerate configuration says
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def processes() -> Any:
+    """The `accelerate.PartialState` of this run; joins its processes also where there is no GPU."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
@@ -323,16 +353,28 @@ def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optim
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    names = {n.lower(): n for n in torch.optim.__all__ if n not in ("Optimizer", "lr_scheduler")}
-    name = names.get(settings.optimizer.lower())
-    if name is None:
-        known = ", ".join(sorted(names))
-        raise ValueError(f"no optimizer is called {settings.optimizer!r}; known: {known}")
+    name = optimizer_class(settings.optimizer)
     fused = {"fused": True} if name in ("Adam", "AdamW", "SGD", "Adagrad") else {}
     optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(
         groups, lr=settings.learning_rate, **fused
     )
     return optimizer
+
+
+NOT_FOR_FIT = ("Optimizer", "lr_scheduler", "LBFGS", "SparseAdam", "Muon")
+"""No optimizers, or such as need closures, sparse gradients or matrices only."""
+
+
+def optimizer_class(name: str) -> str:
+    """The class in `torch.optim` that a name stands for, in any case of letters.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = {n.lower(): n for n in torch.optim.__all__ if n not in NOT_FOR_FIT}
+    if name.lower() not in names:
+        raise ValueError(f"no optimizer is called {name!r}; known: {', '.join(sorted(names))}")
+    return names[name.lower()]
 
 
 def scale(settings: FitSettings, taken: int, steps: int) -> float:
@@ -363,18 +405,26 @@ def bf16_supported(device_type: str) -> bool:
     return device_type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def read_loss(loss: Tensor, step: int, accelerator: Any) -> float:
-    """The step's loss over all processes, as a number.
+def read_losses(unread: list[Tensor], step: int, accelerator: Any) -> float | None:
+    """The loss of `step` over all processes, as a number; all steps since the last reading are
+    read with it, so that nothing is scored or saved after a step that went wrong.
 
     Raises:
-        FloatingPointError: it is not finite.
+        FloatingPointError: one of them is not finite; the message names the first such step.
     """
-    value = float(accelerator.reduce(loss, "sum") if accelerator.num_processes > 1 else loss)
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the loss is {value} at step {step}; lower the learning rate or train in fp32"
-        )
-    return value
+    if not unread:
+        return None
+    losses = torch.stack(unread)
+    unread.clear()
+    if accelerator.num_processes > 1:
+        losses = accelerator.reduce(losses, "sum")
+    values = losses.tolist()
+    for number, value in enumerate(values, start=step - len(values) + 1):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {number}; lower the learning rate or train in fp32"
+            )
+    return float(values[-1])
 
 
 def due(saved: float, minutes: float, accelerator: Any) -> bool:

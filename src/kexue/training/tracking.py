@@ -42,7 +42,7 @@ class Progress:
         total: optimizer steps in all.
         done: steps already behind (resume).
         bar: a `rich.progress.Progress` to draw in; None prints lines.
-        every: seconds between plain lines.
+        every: seconds between plain lines; infinity: silent.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Progress:
         """A line that stays."""
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif self.every < float("inf"):
             print(text, file=sys.stderr, flush=True)
 
 

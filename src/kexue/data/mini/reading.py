@@ -32,7 +32,8 @@ FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind: statement
     ),
 }
 _ORDER = list(FACTS).index
-_NAMES = ("白鹭", "松涛", "海棠", "望江", "听雨", "明月", "长风", "ＡＢＣ", "T3")
+_NAMES = ("白鹭", "松涛", "海棠", "望江", "听雨", "明月", "长风")
+_ODD_NAMES = ("ＡＢＣ", "T3")
 _HOUSES = ("博物馆", "书院", "美术馆", "民俗馆", "纪念馆", "科技馆")
 _FILLERS = (
     "院子里种着高大的银杏树", "每到秋天落叶铺满了小路", "这里的展厅光线柔和",
@@ -83,7 +84,7 @@ def cmrc2018(source: Source, size: int) -> list[Row]:
     """Passages with `size` questions in all; answers as (text, offset, third reader's text)."""
 
     def passage(count: int, long: bool) -> Row:
-        name = source.pick(_NAMES) + source.pick(_HOUSES)
+        name = source.pick(_ODD_NAMES if source.chance(0.02) else _NAMES) + source.pick(_HOUSES)
         facts: dict[str, tuple[str, int, str]] = {}
         fillers = source.some(_FILLERS, len(_FILLERS) if long else source.random.randint(1, 4))
         kinds = source.some(list(FACTS), max(count, source.pick((2, 2, 2, 3))))

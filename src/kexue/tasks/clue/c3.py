@@ -74,7 +74,7 @@ class C3(Choice[ChoiceExample]):
             raise record.error("lines", "needs a list of one or more strings")
         examples: list[ChoiceExample | None] = []
         for number, value in enumerate(record.get("questions", list)):
-            asked = Record(record.path, f"{record.position}.questions[{number}]", value)
+            asked = record.part(f"questions[{number}]", value)
             choices = asked.get("choice", list)
             if not 2 <= len(choices) <= self.rows or not all(isinstance(c, str) for c in choices):
                 raise asked.error(

@@ -14,6 +14,7 @@ from kexue.report import RunFolder, write_clue_report
 from kexue.report.environment import environment
 from kexue.tasks.clue.run import ClueSettings, TaskResult, train_task
 from kexue.tasks.clue.sources import open_source
+from kexue.training.fit import processes
 
 __all__ = ["run_campaign"]
 
@@ -52,9 +53,7 @@ def run_campaign(
         ValueError: `out` holds a run and neither `resume` nor `overwrite` is given, or the run to
             resume has other settings.
     """
-    from accelerate import PartialState
-
-    process = PartialState()
+    process = processes()
     run = RunFolder(out)
     config = {
         "command": command,
@@ -65,13 +64,22 @@ def run_campaign(
         "settings": asdict(settings),
     }
     source = open_source(data)
-    with process.main_process_first():
-        if process.is_main_process:
-            prepare(run, config, resume=resume, overwrite=overwrite)
+    goes_on = may_write(run, config, resume=resume, overwrite=overwrite)
     results: list[dict[str, Any]] = (
-        run.read_json("results.json") if run.exists("results.json") else []
+        run.read_json("results.json") if goes_on and run.exists("results.json") else []
     )
     process.wait_for_everyone()
+    begun = goes_on
+
+    def begin() -> None:
+        nonlocal begun
+        if not begun and process.is_main_process:
+            shutil.rmtree(run.path, ignore_errors=True)
+            run.write_json("config.json", config)
+            run.write_json("environment.json", environment())
+        begun = True
+        process.wait_for_everyone()
+
     finished = {(r["task"], r["seed"]) for r in results}
     for task in tasks:
         for seed in range(seeds):
@@ -89,6 +97,7 @@ def run_campaign(
                 resume=resume,
                 quiet=quiet,
                 say=say,
+                begin=begin,
             )
             results.append(asdict(result))
             if process.is_main_process:
@@ -99,8 +108,12 @@ def run_campaign(
     return results
 
 
-def prepare(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """An empty run folder with its config, or the old one if it is to be resumed."""
+def may_write(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
+    """Whether the run in this folder goes on; if not, a new one may be written there.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
     if run.exists("config.json"):
         if resume:
             old = run.read_json("config.json")
@@ -110,17 +123,15 @@ def prepare(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite: 
                     f"{run.path}: cannot resume, the run was started with another "
                     f"{', '.join(differing)}; give the same settings or another --out"
                 )
-            return
+            return True
         if not overwrite:
             raise ValueError(
                 f"{run.path}: holds a run already; give --resume to go on with it, "
                 "--overwrite to replace it, or another --out"
             )
-        shutil.rmtree(run.path)
-    elif run.path.is_dir() and any(run.path.iterdir()):
+    elif run.path.is_file() or (run.path.is_dir() and any(run.path.iterdir())):
         raise ValueError(f"{run.path}: is not empty and not a run; give another --out")
-    run.write_json("config.json", config)
-    run.write_json("environment.json", environment())
+    return False
 
 
 def plain(value: Any) -> Any:

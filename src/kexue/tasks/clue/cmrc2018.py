@@ -71,15 +71,14 @@ class CMRC2018(Task[QuestionExample]):
             articles = read_json(path)
             if not isinstance(articles, dict) or not isinstance(articles.get("data"), list):
                 raise DataError(f'{path}:1:data: needs the SQuAD form {{"data": [...]}}')
-            for i, article in enumerate(articles["data"]):
-                whole = Record(path, f"data[{i}]", article)
-                for j, paragraph in enumerate(whole.get("paragraphs", list)):
-                    part = Record(path, f"{whole.position}.paragraphs[{j}]", paragraph)
-                    context = part.text("context")
-                    for k, asked in enumerate(part.get("qas", list)):
-                        question = Record(path, f"{part.position}.qas[{k}]", asked)
-                        question.get("question", str)
-                        yield replace(question, value={**asked, "context": context})
+            for i, value in enumerate(articles["data"]):
+                article = Record(path, "", articles).part(f"data[{i}]", value)
+                for j, value in enumerate(article.get("paragraphs", list)):
+                    paragraph = article.part(f"paragraphs[{j}]", value)
+                    context = paragraph.text("context")
+                    for k, value in enumerate(paragraph.get("qas", list)):
+                        asked = paragraph.part(f"qas[{k}]", value)
+                        yield replace(asked, value={**value, "context": context})
 
     def from_hub(self, row: dict[str, Any]) -> dict[str, Any]:
         answers = row["answers"]
@@ -90,7 +89,7 @@ class CMRC2018(Task[QuestionExample]):
         context = record.text("context")
         answers = []
         for number, answer in enumerate(record.get("answers", list) if labelled else []):
-            given = Record(record.path, f"{record.position}.answers[{number}]", answer)
+            given = record.part(f"answers[{number}]", answer)
             text, start = given.text("text"), given.get("answer_start", int)
             if locate(context, text, start) is None:
                 self.note("reference answers do not occur in their passage")

@@ -17,6 +17,7 @@ from torch import nn
 
 from kexue.data.features import FeatureTable
 from kexue.data.files import atomic_write_text
+from kexue.models.cpu_training import prepare_for_cpu
 from kexue.models.loading import LoadTable, load_encoder, load_tokenizer
 from kexue.models.saving import save_text_model
 from kexue.models.text_model import TextModel
@@ -31,7 +32,7 @@ from kexue.tasks.clue.predict import (
 )
 from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Task
-from kexue.training.checkpoint import replace_folder
+from kexue.training.checkpoint import replace_folder, whole_or_nothing
 from kexue.training.fit import FitSettings, fit, make_accelerator
 from kexue.training.objective import apply_tricks
 
@@ -67,9 +68,9 @@ class ClueSettings:
         rate = TINY_RATE if self.model == "tiny" else PRETRAINED_RATE
         return replace(
             self.fit,
-            epochs=self.epochs or task.epochs,
-            batch_size=self.batch_size or task.batch_size,
-            learning_rate=self.learning_rate or rate,
+            epochs=task.epochs if self.epochs is None else self.epochs,
+            batch_size=task.batch_size if self.batch_size is None else self.batch_size,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
             seed=seed,
         )
 
@@ -109,6 +110,7 @@ def train_task(
     resume: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
+    begin: Callable[[], None] = lambda: None,
 ) -> TaskResult:
     """Trains a task, keeps the best epoch, and writes the test split's submission, checked.
 
@@ -123,6 +125,8 @@ def train_task(
         resume: continue from the newest checkpoint.
         quiet: no progress.
         say: receives the load table.
+        begin: called once data, model and settings are found good, before the first file of the
+            run is written.
 
     Raises:
         DataError: something in the data is not as it must be.
@@ -137,8 +141,6 @@ def train_task(
     loop = settings.for_task(task, seed)
     objective = apply_tricks(task.loss, settings.tricks)
     accelerator = make_accelerator(loop, run.path / folder)
-    if loop.tracker:
-        accelerator.init_trackers(f"{name}-seed{seed}")
 
     notes: list[str] = []
     train = split_features(task, source, "train", notes)
@@ -149,11 +151,16 @@ def train_task(
 
     encoder, table = load_encoder(settings.model, vocabulary_size=len(tokenizer))
     fits_positions(encoder, train, dev, test)
+    if accelerator.device.type == "cpu":
+        prepare_for_cpu(encoder)
     config: Any = encoder.config
     model = TextModel(encoder, task.head(config.hidden_size))
     if accelerator.is_main_process and settings.model != "tiny":
         say(str(table))
 
+    begin()
+    if loop.tracker:
+        accelerator.init_trackers(f"{name}-seed{seed}")
     best = run.path / folder / "best"
     evaluate = evaluator(task, dev, dev_examples, accelerator, loop.max_tokens)
     result = fit(
@@ -231,8 +238,9 @@ def keeper(
             }
             partial = best.with_name(".best.partial")
             plain = accelerator.unwrap_model(model)
-            save_text_model(partial, plain, tokenizer, purpose, state)
-            replace_folder(partial, best)
+            with whole_or_nothing(partial):
+                save_text_model(partial, plain, tokenizer, purpose, state)
+                replace_folder(partial, best)
         accelerator.wait_for_everyone()
 
     return keep
