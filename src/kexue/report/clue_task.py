@@ -182,6 +182,8 @@ def _confused_pairs(labels: Sequence[str], counts: Sequence[Sequence[float]]) ->
         for j, predicted in enumerate(labels)
         if i != j and counts[i][j] > 0
     ]
+    if not pairs:
+        return note(bilingual("No confusions: every answer is right.", "没有混淆，全部答对。"))
     pairs.sort(key=lambda pair: -pair[0])
     n = len(labels)
     words = bilingual(f"Most frequent confusions of {n} classes", f"{n} 个类别中最常见的混淆")

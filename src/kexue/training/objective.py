@@ -9,6 +9,7 @@ the first one named is the innermost.
 A trick enters the command line (`--trick name=value`) by registering a factory under its name.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -60,7 +61,7 @@ def parse_trick(text: str) -> tuple[str, float]:
     """`name=value` as a pair.
 
     Raises:
-        ValueError: not of that form, an unknown name, or a value that is no number.
+        ValueError: not of that form, an unknown name, or a value that is no finite number.
     """
     name, equals, value = text.partition("=")
     if not equals:
@@ -69,14 +70,16 @@ def parse_trick(text: str) -> tuple[str, float]:
         known = ", ".join(tricks()) or "none is installed"
         raise ValueError(f"no trick is called {name!r}; known: {known}")
     try:
-        return name, float(value)
+        number = float(value)
     except ValueError:
-        raise ValueError(f"the value of --trick {name} must be a number, got {value!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the value of --trick {name} must be a number, got {value!r}")
+    return name, number
 
 
 def apply_tricks(objective: Objective, named: Iterable[str]) -> Objective:
     """The objective wrapped by each `name=value` in turn, first one innermost."""
-    for text in named:
-        name, value = parse_trick(text)
+    for name, value in [parse_trick(text) for text in named]:
         objective = REGISTRY[name](objective, value)
     return objective
