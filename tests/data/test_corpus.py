@@ -21,9 +21,7 @@ rows = st.lists(st.dictionaries(st.text(), values, max_size=3), max_size=5)
 def test_lines_read_back_as_the_objects_that_were_written(tmp_path_factory, rows, ascii_only):
     path = tmp_path_factory.mktemp("lines") / "rows.json"
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
-    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
-    if any(0xD800 <= ord(c) <= 0xDFFF for line in lines for c in line):
-        return
+    path.write_bytes("\n".join(lines).encode())
     records = list(read_json_lines(path))
     assert [r.value for r in records] == rows
     assert [r.position for r in records] == [str(i + 1) for i in range(len(rows))]
@@ -112,7 +110,7 @@ def test_a_missing_file_is_answered_with_what_is_there(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="no such file, and no folder .*nowhere either"):
+    with pytest.raises(DataError, match=r"no such file, and no folder .*nowhere either"):
         existing_file(tmp_path / "nowhere" / "c.json")
 
 

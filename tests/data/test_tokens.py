@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from naive.truncation import naive_truncation
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kexue.data.tokens import Pieces, SpanMap, truncate_longest
 from kexue.models.tiny import tiny_tokenizer
+from naive.truncation import naive_truncation
 
 ALPHABET = "中文字甲乙，。「」aBcXéÀñΩßİ１２ＡＢ0129　 \t\n😀👩‍👩‍👧🇨🇳\u0301\u0308\u200d\ufe0fｶﾞ한각"
 texts = st.text(ALPHABET, max_size=24)

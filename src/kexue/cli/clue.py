@@ -176,6 +176,8 @@ def score(
         from kexue.tasks.clue import examples, make_task
         from kexue.tasks.clue.sources import open_source
 
+        if split not in ("dev", "train"):
+            raise ValueError(f"only dev and train have labels to score against, got {split!r}")
         scores = {}
         for name in named(task):
             made = make_task(name, version=test_version)

@@ -130,7 +130,7 @@ def read_json_lines(path: Path) -> Iterator[Record]:
 def parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     """One line as a JSON object, or the complaint about it."""
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: byte {error.start} is not UTF-8; convert the file: "

@@ -89,6 +89,8 @@ def encode_once(
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path):
         if not path.exists():
+            for left_behind in path.parent.glob(f"{key}.*.partial"):
+                left_behind.unlink()  # by a process that was killed; this one holds the lock
             partial = path.with_suffix(f".{os.getpid()}.partial")
             try:
                 with ArrowWriter(features=arrow_types(columns), path=str(partial)) as writer:

@@ -53,6 +53,7 @@ class Pieces:
         """The tokens of each text, without special tokens."""
         self.backend.no_truncation()  # either may be set in tokenizer.json, or by a call
         self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # "[SEP]" in a corpus is text
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [Tokens(e.ids, e.offsets) for e in encodings]
 

@@ -8,6 +8,7 @@ changes: parameters, names and saved files are the same, and without gradients t
 is used.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ LONGEST = 256  # tokens up to which the table of scores is cheaper than the fuse
 
 def prepare_for_cpu(encoder: Any) -> None:
     """Replaces the dropout of a Hugging Face encoder, in place."""
+    # Each kernel that oneDNN keeps holds about a megabyte; its own limit is 1024.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     for module in list(encoder.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
@@ -74,8 +77,8 @@ def short_attention(
         )
         return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * scale) @ key.transpose(2, 3)  # (B, H, L, L)
+    scores = ((query * scale) @ key.transpose(2, 3)).float()  # (B, H, L, L)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = bit_dropout(scores.softmax(-1), dropout)
+    weights = bit_dropout(scores.softmax(-1), dropout)  # in bf16 torch's softmax is slower
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None

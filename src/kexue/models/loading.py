@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from kexue.models.tiny import tiny_encoder, tiny_tokenizer
@@ -125,7 +127,12 @@ def load_encoder(source: str | Path, *, vocabulary_size: int) -> tuple[nn.Module
     try:
         with quiet_transformers():
             encoder, info = from_pretrained(str(source), local_files_only=folder.is_dir())
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{source}: weights not loaded: the pickled file asks for more than tensors, and "
+            "untrusted code is never run; get the model in safetensors form"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source}: weights not loaded: {first_line(error)}") from error
     table = tabulate(str(source), encoder, info)
     table.require()

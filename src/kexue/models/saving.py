@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,6 +67,8 @@ def load_text_model(folder: Path, head: nn.Module) -> TextModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the head is not this task's: {reason}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / HEAD_FILE}: cannot be read: {error}") from None
     return TextModel(encoder, head)
 
 
@@ -81,6 +84,8 @@ def read_purpose(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: no {PURPOSE_FILE} here; give the best/ folder of a run"
         ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / PURPOSE_FILE}: not JSON: {error}") from None
     return purpose
 
 

@@ -1,6 +1,6 @@
 """Dropout that spends 16 random bits on an element instead of a Bernoulli draw.
 
-    y = x · m / (1 − p'),    m ~ Bernoulli(1 − p'),    p' = round(2^16 p) / 2^16                   (1)
+    y = x · m / (1 − p'),    m ~ Bernoulli(1 − p'),    p' = round(2^16 p) / 2^16              (1)
 
 On a CPU torch draws one Bernoulli variable after the other, which costs a short-text training step
 more than its attention does. One 64-bit draw holds four 16-bit numbers; comparing them with a

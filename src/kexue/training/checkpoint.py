@@ -52,8 +52,8 @@ class Checkpoints:
                 (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
                 replace_folder(partial, final)
         if main:
-            for other in [*self.folder.glob("step-*"), *self.folder.glob(".writing-*")]:
-                if other != final:
+            for other in self.folder.iterdir():
+                if other.is_dir() and other != final:
                     shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
 
@@ -81,14 +81,12 @@ def whole_or_nothing(partial: Path) -> Iterator[None]:
 def replace_folder(partial: Path, final: Path) -> None:
     """Gives a finished folder its final name, replacing what stood there."""
     sync_folder(partial)
+    old = final.with_name(f".old-{final.name}")
     if final.exists():
-        old = final.with_name(f".old-{final.name}")
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)  # also what an earlier kill left
 
 
 def sync_folder(folder: Path) -> None:

@@ -91,8 +91,13 @@ class FitSettings:
         for name in ("epochs", "batch_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("weight_decay", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
         if self.patience is not None and self.patience < 1:
@@ -354,15 +359,15 @@ def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optim
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     name = optimizer_class(settings.optimizer)
-    fused = {"fused": True} if name in ("Adam", "AdamW", "SGD", "Adagrad") else {}
+    fused = {"fused": True} if name in ("Adam", "AdamW") else {}  # the others cannot be sharded
     optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(
         groups, lr=settings.learning_rate, **fused
     )
     return optimizer
 
 
-NOT_FOR_FIT = ("Optimizer", "lr_scheduler", "LBFGS", "SparseAdam", "Muon")
-"""No optimizers, or such as need closures, sparse gradients or matrices only."""
+NOT_FOR_FIT = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+"""The base class, and those that need a closure, sparse gradients, or matrices only."""
 
 
 def optimizer_class(name: str) -> str:
@@ -371,7 +376,8 @@ def optimizer_class(name: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    names = {n.lower(): n for n in torch.optim.__all__ if n not in NOT_FOR_FIT}
+    classes = [n for n in torch.optim.__all__ if isinstance(getattr(torch.optim, n), type)]
+    names = {n.lower(): n for n in classes if n not in NOT_FOR_FIT}
     if name.lower() not in names:
         raise ValueError(f"no optimizer is called {name!r}; known: {', '.join(sorted(names))}")
     return names[name.lower()]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from naive.idiom_context import naive_assignment, naive_context
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ from kexue.data.corpus import Record
 from kexue.models.tiny import tiny_tokenizer
 from kexue.tasks.clue import load_clue, make_task
 from kexue.tasks.clue.chid import Blank, IdiomExample, assign, blanks_of, context_of
+from naive.idiom_context import naive_assignment, naive_context
 
 IDIOMS = ("画蛇添足", "守株待兔", "亡羊补牢", "杯弓蛇影", "对牛弹琴")
 IDIOMS += ("井底之蛙", "自相矛盾", "一帆风顺", "人山人海", "依依不舍")

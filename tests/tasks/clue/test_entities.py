@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive.entity_scores import naive_position_micro_f1, naive_string_macro_f1
 from torch import nn
 
 from kexue.data.corpus import Record
@@ -15,6 +14,7 @@ from kexue.losses import multilabel_cross_entropy
 from kexue.models.tiny import tiny_tokenizer
 from kexue.tasks.clue import load_clue, make_task
 from kexue.tasks.clue.cluener import CLUENER, EntityExample
+from naive.entity_scores import naive_position_micro_f1, naive_string_macro_f1
 
 TASK = make_task("cluener", tiny_tokenizer())
 TYPES = len(CLUENER.labels)

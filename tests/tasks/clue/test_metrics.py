@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from naive.reading_scores import naive_exact_match, naive_f1, naive_segments
 
 from kexue.tasks.clue import load_clue, make_task
 from kexue.tasks.clue.c3 import ChoiceExample
 from kexue.tasks.clue.classification import TextExample
 from kexue.tasks.clue.cmrc2018 import QuestionExample, exact_match, f1, segments
+from naive.reading_scores import naive_exact_match, naive_f1, naive_segments
 
 texts = st.text("甲乙丙AbcΩé12，。：-！ ）『…", max_size=14)
 
@@ -161,6 +161,14 @@ def test_choices_that_read_the_same_are_the_same_answer():
         answer="甲",
     )
     assert make_task("c3").score([example], [2]) == {"accuracy": 100}
+
+
+@pytest.mark.parametrize("name", ["tnews", "c3", "chid", "cmrc2018"])
+def test_examples_without_labels_hold_no_mistakes(name, mini):
+    task, examples = make_task(name), load_clue(name, mini, "test")
+    nothing = {"tnews": "car", "c3": 0, "cmrc2018": ""}
+    predictions = [[0] * len(e.blanks) if name == "chid" else nothing[name] for e in examples]
+    assert list(task.mistakes(examples, predictions)) == []
 
 
 @pytest.mark.parametrize("name", ["tnews", "c3", "chid", "cluener", "cmrc2018"])

@@ -173,7 +173,23 @@ def test_another_seed_gives_other_sentences():
 # The Hub's layout, in a local copy
 
 NLI = ["neutral", "entailment", "contradiction"]
-TNEWS = "100 101 102 103 104 106 107 108 109 110 112 113 114 115 116".split()
+TNEWS = [
+    "100",
+    "101",
+    "102",
+    "103",
+    "104",
+    "106",
+    "107",
+    "108",
+    "109",
+    "110",
+    "112",
+    "113",
+    "114",
+    "115",
+    "116",
+]
 CLASSES = {
     "cmnli": NLI,
     "cluewsc2020": ["false", "true"],

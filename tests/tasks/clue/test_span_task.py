@@ -45,7 +45,7 @@ class Told(nn.Module):
 
 
 def answered(task, examples, score_of):
-    """The predictions when `score_of(feature, start character, end character)` is a cell's score."""
+    """The predictions when `score_of(example, first character, end)` is a cell's score."""
     outputs = []
     for feature in task.encode(examples, 0):
         batch = task.collate([feature])

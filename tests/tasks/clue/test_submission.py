@@ -1,4 +1,4 @@
-"""Submission files of all eleven tasks: what is written reads back, and scores the same (S01, 8)."""
+"""Submission files of all eleven tasks: what is written reads back and scores the same (S01, 4)."""
 
 import json
 import random
@@ -6,7 +6,8 @@ import random
 import pytest
 
 from kexue.data.corpus import DataError
-from kexue.tasks.clue import TASKS, load_clue, make_task
+from kexue.tasks.clue import TASKS, examples, load_clue, make_task
+from kexue.tasks.clue.sources import FolderSource
 
 PLAIN = ("iflytek", "tnews", "afqmc", "cmnli", "ocnli", "wsc", "csl")
 BY_LINE = (*PLAIN, "c3", "cluener")
@@ -218,7 +219,7 @@ def test_every_line_has_its_id_as_a_string(name, mini, tmp_path):
     assert [row["id"] for row in rows] == [str(i) for i in range(len(examples))]
 
 
-@pytest.mark.parametrize("name", (*PLAIN, "c3"))
+@pytest.mark.parametrize("name", [*PLAIN, "c3"])
 def test_every_line_has_its_label_as_a_string_and_nothing_else(name, mini, tmp_path):
     examples = load_clue(name, mini, "test")
     for row in lines(written(tmp_path, name, examples, guesses(name, examples))):
@@ -289,7 +290,7 @@ def test_a_file_that_ends_early_is_refused(name, by_line):
     path, examples = by_line(name)
     rewrite(path, lines(path)[:-1])
     last = len(examples) - 1
-    assert f"{path}:{last}:id: the file ends here" in refused(path, name, examples)
+    assert f"{path}:{last}:id: no answer for '{last}'" in refused(path, name, examples)
 
 
 @pytest.mark.parametrize("name", BY_LINE)
@@ -409,3 +410,36 @@ def test_a_write_that_fails_leaves_the_earlier_file_as_it_was(mini, tmp_path):
         written(tmp_path, "tnews", examples, ["game", "no such label"] * (len(examples) // 2))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_reordered_file_is_matched_by_id_and_one_wrong_id_is_refused(tmp_path):
+    source = FolderSource(tmp_path)
+    (tmp_path / "tnews").mkdir()
+    rows = [{"id": 10 + n, "sentence": f"标题{n}"} for n in range(4)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "tnews" / "test.json").write_text(text, encoding="utf-8")
+    task = make_task("tnews")
+    found = list(examples(task, source, "test"))
+    answers = [{"id": str(13 - n), "label": str(100 + n)} for n in range(4)]
+    path = tmp_path / "answers.json"
+    path.write_text("".join(json.dumps(a) + "\n" for a in answers), encoding="utf-8")
+    assert task.read_submission(path, found) == ["sports", "entertainment", "culture", "story"]
+    answers[2]["id"] = "99"
+    path.write_text("".join(json.dumps(a) + "\n" for a in answers), encoding="utf-8")
+    with pytest.raises(DataError, match="no answer for '11'"):
+        task.read_submission(path, found)
+
+
+def test_a_line_too_many_is_refused_where_no_row_was_left_out(tmp_path):
+    source = FolderSource(tmp_path)
+    (tmp_path / "tnews").mkdir()
+    rows = [{"id": n, "sentence": f"标题{n}"} for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "tnews" / "test.json").write_text(text, encoding="utf-8")
+    task = make_task("tnews")
+    found = list(examples(task, source, "test"))
+    answers = [{"id": str(n), "label": "100"} for n in range(4)]
+    path = tmp_path / "answers.json"
+    path.write_text("".join(json.dumps(a) + "\n" for a in answers), encoding="utf-8")
+    with pytest.raises(DataError, match=":4:id: '3' is no id of the split"):
+        task.read_submission(path, found)

@@ -70,8 +70,8 @@ def test_an_answer_no_longer_than_width_minus_stride_plus_one_lies_whole_in_a_wi
 
 def test_an_answer_one_longer_can_fall_between_the_windows():
     found = windows(40, 5, max_length=28, stride=8)  # width 20: 13 are safe, 14 are not
-    assert not any(first <= 7 and 7 + 14 <= last for first, last in found)
-    assert any(first <= 7 and 7 + 13 <= last for first, last in found)
+    assert not any(first <= 7 and last >= 7 + 14 for first, last in found)
+    assert any(first <= 7 and last >= 7 + 13 for first, last in found)
 
 
 @given(st.integers(0, 50), st.integers(0, 10))

@@ -28,7 +28,8 @@ def test_marking_adds_four_characters_around_the_spans(parts, swap):
     text, first, second = spans_of(parts)
     noun, pronoun = (second, first) if swap else (first, second)
     marks = ("[", "]", "_", "_") if swap else ("_", "_", "[", "]")
-    expected = f"{parts[0]}{marks[0]}{parts[1]}{marks[1]}{parts[2]}{marks[2]}{parts[3]}{marks[3]}{parts[4]}"
+    a, b, c, d = marks
+    expected = a.join(parts[:2]) + b + parts[2] + c + parts[3] + d + parts[4]
     assert mark_spans(text, noun, pronoun) == expected
     assert len(expected) == len(text) + 4
 
@@ -69,7 +70,8 @@ def record(**target):
 def test_an_index_off_by_some_characters_names_what_stands_there():
     with pytest.raises(
         DataError,
-        match=r"dev\.json:7:target\.span2_index: '他' is not at character 4 \(there stands '是'\); first occurrence: 5",
+        match=r"dev\.json:7:target\.span2_index: '他' is not at character 4 "
+        r"\(there stands '是'\); first occurrence: 5",
     ):
         make_task("wsc").read(record(span2_index=4), 0, labelled=True)
 

@@ -166,7 +166,9 @@ class CHID(Choice[IdiomExample]):
         self, examples: Sequence[IdiomExample], predictions: Sequence[Sequence[int]]
     ) -> Iterator[Mistake]:
         for e, given in zip(examples, predictions, strict=True):
-            for blank, p, answer in zip(e.blanks, given, e.answers or (), strict=True):
+            if e.answers is None:
+                continue
+            for blank, p, answer in zip(e.blanks, given, e.answers, strict=True):
                 if e.candidates[p] != answer:
                     text = f"{'____'.join(blank.left)}【    】{'____'.join(blank.right)}"
                     yield Mistake(text, answer, e.candidates[p])

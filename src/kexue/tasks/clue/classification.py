@@ -150,4 +150,6 @@ class Classification(Task[TextExample]):
         write_lines(path, ({"id": e.id, "label": self.code_of(p)} for e, p in pairs))
 
     def read_submission(self, path: Path, examples: Sequence[TextExample]) -> list[str]:
-        return [self.label_of(line) for line in submission_rows(path, examples)]
+        labelled = any(e.label is not None for e in examples)
+        lines = submission_rows(path, examples, rows_left_out=labelled and bool(self.dropped))
+        return [self.label_of(line) for line in lines]

@@ -1,12 +1,12 @@
 """CMRC 2018: the answer to a question is a span of the passage (S01).
 
-    row       [CLS] question [SEP] window [SEP];  windows start at 0, stride, 2·stride, …          (1)
+    row       [CLS] question [SEP] window [SEP];  windows start at 0, stride, 2·stride, …        (1)
               and are  W = max_length − characters of the question − 3  characters wide
     score     s(i, j) = <R_i q_i, R_j k_j> / sqrt(d)  for visible i <= j  (`nn.SpanPointer`)
     loss      −log softmax over all cells at the answer, or at (0, 0) = [CLS] where the window does
-              not hold the whole answer                                                           (2)
+              not hold the whole answer                                                         (2)
     answer    the best cell off row 0 and column 0 of each window, then the window with the
-              largest logit                                                                       (3)
+              largest logit                                                                     (3)
 
 Spans are characters of the passage as given: the tokenizer's offsets map them to tokens and back,
 so lower-casing or accent stripping cannot shift them. EM and F1 follow the official script; its
@@ -63,6 +63,10 @@ class CMRC2018(Task[QuestionExample]):
         "first": "int",  # the answer's first and last token in the row; -1: not known
         "last": "int",
     }
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        return (self.length, self.stride)
 
     def records(self, folder: Path, split: str) -> Iterator[Record]:
         """One record per question: {"id", "context", "question", "answers"}."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from kexue.data.batching import LengthBatches
 from kexue.data.features import FeatureTable, cache_folder, encode_once
-from kexue.data.files import atomic_write_text
+from kexue.data.files import atomic_write_text, explained
 from kexue.models.loading import load_tokenizer
 from kexue.models.saving import load_text_model, read_purpose
 from kexue.models.text_model import TextModel
@@ -53,7 +53,8 @@ def split_features(task: Task, source: Source, split: str, notes: list[str]) -> 
             first += len(chunk)
         atomic_write_text(remarks, json.dumps(task.notes, ensure_ascii=False))
 
-    table = encode_once(key, task.columns, features)
+    with explained(cache_folder() / f"{key}.arrow"):
+        table = encode_once(key, task.columns, features)
     known = json.loads(remarks.read_text(encoding="utf-8")) if remarks.exists() else {}
     told = [f"{split}: {text} ({count})" for text, count in known.items()]
     notes += [note for note in told if note not in notes]

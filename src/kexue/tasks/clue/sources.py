@@ -143,7 +143,8 @@ class HubSource:
         path = Path(self.name) / str(task.hub_config) / HUB_SPLITS[split]
         for number, row in enumerate(dataset, start=1):
             for column, names in named.items():
-                row[column] = names[row[column]] if row[column] >= 0 else None
+                index = row[column]
+                row[column] = None if index is None or index < 0 else names[index]
             if "idx" in row and "id" not in row:
                 row["id"] = row["idx"]
             yield Record(path, str(number), task.from_hub(row))

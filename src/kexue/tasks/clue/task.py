@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from kexue.data import tokens
 from kexue.data.batching import Batch, pad_rows
 from kexue.data.corpus import DataError, Record, existing_file, read_json_lines
 from kexue.data.features import content_hash
@@ -144,17 +145,20 @@ class Task(ABC, Generic[E]):
 
     def fingerprint(self, *parts: object) -> str:
         """A hash of all that the features of a corpus follow from."""
-        code = [
-            inspect.getsource(inspect.getmodule(c) or c)
-            for c in type(self).__mro__[:-2]
-            if c.__module__.startswith("kexue.")
-        ]
-        vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        return content_hash(self.name, self.length, self.columns, code, vocabulary, *parts)
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        vocabulary = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
+        modules = [tokens, *(inspect.getmodule(c) for c in type(self).__mro__)]
+        code = [inspect.getsource(m) for m in modules if m and m.__name__.startswith("kexue.")]
+        return content_hash(self.name, self.options, self.columns, code, vocabulary, *parts)
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        """The settings that the features depend on."""
+        return (self.length,)
 
     def batch(self, features: Sequence[Feature], rows: Sequence[Sequence[int]]) -> Batch:
         """A batch of padded rows, without targets."""
-        ids, mask = pad_rows(rows, self.pieces.pad)
+        ids, mask = pad_rows(rows, self.pieces.pad, limit=self.length)
         return Batch(
             inputs={"input_ids": ids, "attention_mask": mask},
             count=len(features),
@@ -225,34 +229,45 @@ class Task(ABC, Generic[E]):
         """
 
 
-def submission_rows(path: Path, examples: Sequence[Example]) -> list[Record]:
+def submission_rows(
+    path: Path, examples: Sequence[Example], rows_left_out: bool = False
+) -> list[Record]:
     """The lines of a submission that belong to the examples, in the order of the examples.
 
-    By id where every example's own id is there; else by row, for gold files whose rows carry no
-    ids or other ones than the test file did.
+    By id where the ids are the examples' own. By row where the file counts its rows from 0 and
+    the examples were read from a file that has other ids or none (labelled data).
+
+    Args:
+        path: the submission.
+        examples: of the split it answers.
+        rows_left_out: the split has rows that are no examples; the submission answers them too.
 
     Raises:
-        DataError: lines without id, doubled ids, or too few or too many lines.
+        DataError: lines without id, doubled or unknown ids, or an example without an answer.
     """
-    lines = list(read_json_lines(existing_file(path)))
     by_id: dict[str, Record] = {}
-    for line in lines:
+    for line in read_json_lines(existing_file(path)):
         key = str(line.get("id", (str, int)))
         if key in by_id:
             raise line.error("id", f"{key!r} stands in line {by_id[key].position} already")
         by_id[key] = line
-    if all(e.id in by_id for e in examples) and len(by_id) >= len(examples):
-        if len(by_id) == len(examples):
-            return [by_id[e.id] for e in examples]
-        if len(lines) > max(e.row for e in examples):
-            return [by_id[e.id] for e in examples]
-    if examples and len(lines) <= max(e.row for e in examples):
-        absent = next(e for e in examples if e.row >= len(lines))
-        raise DataError(
-            f"{path}:{len(lines)}:id: the file ends here, but {absent.where} (row {absent.row}) "
-            "has no answer; write one line for each row of the test file, in its order"
-        )
-    return [lines[e.row] for e in examples]
+    absent = next((e for e in examples if e.id not in by_id), None)
+    known = {e.id for e in examples}
+    surplus = [line for key, line in by_id.items() if key not in known]
+    counted = list(by_id) == [str(n) for n in range(len(by_id))]
+    if absent is None:
+        if surplus and not (counted and rows_left_out):
+            raise surplus[0].error("id", f"{surplus[0].value['id']!r} is no id of the split")
+        return [by_id[e.id] for e in examples]
+    by_row = counted or len(surplus) == len(by_id)
+    rows = max(e.row for e in examples) + 1
+    if by_row and (len(by_id) == rows or (rows_left_out and len(by_id) > rows)):
+        lines = list(by_id.values())
+        return [lines[e.row] for e in examples]
+    raise DataError(
+        f"{path}:{len(by_id)}:id: no answer for {absent.id!r} ({absent.where}); write one line for "
+        "each row of the test file, with the row's own id"
+    )
 
 
 def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
