@@ -364,7 +364,7 @@ def test_check_passes_what_training_wrote(trained, mini):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda rows: rows[:-1], "has no answer"),
+        (lambda rows: rows[:-1], "no answer"),
         (lambda rows: [*rows, rows[0]], "stands in line 1 already"),
         (lambda rows: [*rows[:5], {**rows[5], "label": "105"}, *rows[6:]], "json:6:label"),
         (lambda rows: [*rows[:5], {"id": rows[5]["id"]}, *rows[6:]], "json:6:label"),

@@ -78,7 +78,11 @@ def short_attention(
         return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = ((query * scale) @ key.transpose(2, 3)).float()  # (B, H, L, L)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = bit_dropout(scores.softmax(-1), dropout)  # in bf16 torch's softmax is slower
+    if attention_mask is None:
+        weights = scores.softmax(-1)  # in bf16 torch's softmax is slower
+    else:
+        blind = ~attention_mask.any(-1, keepdim=True)  # sees nothing: attends to nothing
+        weights = scores.masked_fill(~(attention_mask | blind), -torch.inf).softmax(-1)
+        weights = weights.masked_fill(blind, 0.0)
+    weights = bit_dropout(weights, dropout)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None

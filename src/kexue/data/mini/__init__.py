@@ -10,11 +10,11 @@ See also: `kexue.tasks.clue`, which reads these files and the real ones alike.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from kexue.data.files import atomic_write_text
 from kexue.data.mini.entities import cluener
 from kexue.data.mini.idioms import BLANK, chid
 from kexue.data.mini.keywords import csl
@@ -127,19 +127,6 @@ _WRITERS: dict[str, tuple[Callable[[Source, int], _Files], tuple[int, int, int]]
 MINI_TASKS: tuple[str, ...] = tuple(_WRITERS)
 
 
-def _write(path: Path, text: str) -> None:
-    """Under a temporary name, flushed, renamed: a killed run leaves no half file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_mini(
     folder: Path,
     tasks: Iterable[str] | None = None,
@@ -187,5 +174,5 @@ def write_mini(
         for split, given, default in zip(_SPLITS, (train, dev, test), defaults, strict=True):
             source = Source(seed, task, split)
             for name, text in files(source, default if given is None else given).items():
-                _write(folder / task / name, text)
+                atomic_write_text(folder / task / name, text)
     return folder
