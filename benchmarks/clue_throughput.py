@@ -2,10 +2,11 @@
 
     python benchmarks/clue_throughput.py [--data ../shared/clue] [--rounds 3] [--titles 2000]
 
-Task: BERT of 4 layers × 312 (random weights), batch 32, at most 128 tokens, 15 classes, dropout 0.1,
-AdamW, gradients clipped at 1. Every contender gets the same tokenised titles, trains the same number
-of epochs in a process of its own, and is timed over its training loop alone (after one warm-up
-epoch): no tokenising, no evaluation, no saving. Rounds are interleaved; the table gives medians.
+Task: BERT of 4 layers × 312 (random weights), batch 32, at most 128 tokens, 15 classes, dropout
+0.1, AdamW, gradients clipped at 1. Every contender gets the same tokenised titles, trains the same
+number of epochs in a process of its own, and is timed over its training loop alone (after one
+warm-up epoch): no tokenising, no evaluation, no saving. Rounds are interleaved; the table gives
+medians.
 
 Contenders: transformers' Trainer as it comes; the Trainer with bf16 and batches grouped by length;
 bert4torch's fit, where it is installed; a plain loop with kexue's batches, bf16 and a fused
@@ -157,7 +158,8 @@ def kexue(features, task):
     from kexue.data.features import encode_once
     from kexue.models.cpu_training import prepare_for_cpu
     from kexue.models.text_model import TextModel
-    from kexue.training.fit import FitSettings, fit
+    from kexue.training.fit import fit
+    from kexue.training.settings import FitSettings
 
     folder = Path(tempfile.mkdtemp())
     table = encode_once("titles", task.columns, lambda: features, folder)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from kexue.data.batching import Batch, pad_rows
 from kexue.data.features import encode_once
-from kexue.training.fit import FitSettings, fit
+from kexue.training.fit import fit
+from kexue.training.settings import FitSettings
 
 ROWS, CLASSES, WORDS = 23, 3, 40
 COLUMNS = {"example": "int", "length": "int", "input_ids": "ints", "label": "int"}

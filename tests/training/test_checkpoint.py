@@ -11,7 +11,8 @@ import pytest
 
 from kexue.data.batching import LengthBatches
 from kexue.training.checkpoint import Checkpoints, replace_folder, whole_or_nothing
-from kexue.training.fit import FitSettings, make_accelerator
+from kexue.training.processes import make_accelerator
+from kexue.training.settings import FitSettings
 
 SETTINGS = {"epochs": 3, "dropout": 0.2, "seed": 5, "max_tokens": 40}
 

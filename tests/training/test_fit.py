@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from kexue.data.batching import LengthBatches
-from kexue.training.fit import FitSettings, scale
+from kexue.training.optimizers import scale
+from kexue.training.settings import FitSettings
 
 PLAIN = {"optimizer": "sgd", "max_grad_norm": None, "weight_decay": 0.0}
 

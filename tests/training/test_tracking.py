@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from kexue.training.fit import FitSettings, make_accelerator
+from kexue.training.processes import make_accelerator
+from kexue.training.settings import FitSettings
 from kexue.training.tracking import MetricsFile, Progress, clock, progress
 
 

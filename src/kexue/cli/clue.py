@@ -79,7 +79,7 @@ def train(
         from kexue.report import print_clue_table
         from kexue.tasks.clue.campaign import run_campaign
         from kexue.tasks.clue.run import ClueSettings
-        from kexue.training.fit import FitSettings
+        from kexue.training.settings import FitSettings
 
         settings = ClueSettings(
             model=model,
@@ -283,7 +283,7 @@ def show(paths: dict[str, str], json: bool, what: str) -> None:
 
 def is_main_process() -> bool:
     """Whether this process prints; the others of a distributed run are silent."""
-    from kexue.training.fit import processes
+    from kexue.training.processes import processes
 
     return bool(processes().is_main_process)
 

@@ -9,6 +9,7 @@ small JSON file. Random numbers need no saving: each step seeds itself from (see
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ class Checkpoints:
     def __init__(self, folder: Path, accelerator: Any) -> None:
         self.folder = folder
         self.accelerator = accelerator
+        self.saved = time.perf_counter()  # when the last one was written
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint, if there is one."""
@@ -56,6 +58,7 @@ class Checkpoints:
                 if other.is_dir() and other != final:
                     shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
+        self.saved = time.perf_counter()
 
     def load(self) -> dict[str, Any] | None:
         """Restores the newest checkpoint and returns its state; None if there is none."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from kexue.data.files import append_line, atomic_write_text
 
-__all__ = ["MetricsFile", "Progress", "progress"]
+__all__ = ["Log", "Meter", "MetricsFile", "Progress", "log_of", "progress"]
 
 
 class MetricsFile:
@@ -107,3 +107,111 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Meter:
+    """Time spent in training steps, and what was seen in it; evaluation and saving not counted.
+
+    Args:
+        seconds, samples, tokens: so far, when a run is resumed.
+    """
+
+    def __init__(self, seconds: float = 0.0, samples: float = 0.0, tokens: float = 0.0) -> None:
+        self.seconds, self.samples, self.tokens = seconds, samples, tokens
+        self.start()
+
+    def start(self) -> None:
+        """The clock runs from here."""
+        self.began = time.perf_counter()
+
+    def lap(self, samples: float, tokens: float) -> None:
+        """A step is done; waiting for its batch is part of it."""
+        now = time.perf_counter()
+        self.seconds, self.began = self.seconds + now - self.began, now
+        self.samples, self.tokens = self.samples + samples, self.tokens + tokens
+
+    def totals(self) -> dict[str, float]:
+        """What a resumed run starts with."""
+        return {"seconds": self.seconds, "samples": self.samples, "tokens": self.tokens}
+
+    @property
+    def samples_per_second(self) -> float:
+        """Over all steps."""
+        return self.samples / max(self.seconds, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all steps, padding not counted."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class Log:
+    """All that is told of a run: metrics.jsonl, the tracker, the progress line.
+
+    Args:
+        bar: the progress.
+        metrics: None in all processes but the main one.
+        accelerator: passes values on to the trackers.
+        tracked: whether there are any.
+    """
+
+    def __init__(
+        self, bar: Progress, metrics: MetricsFile | None, accelerator: Any, tracked: bool
+    ) -> None:
+        self.bar, self.metrics, self.accelerator, self.tracked = bar, metrics, accelerator, tracked
+
+    def step(self, step: int, epoch: float, loss: float | None, rate: float, meter: Meter) -> None:
+        """A step is done; `loss` is None where it was not read from the device."""
+        self.bar.step(loss, meter.tokens_per_second)
+        if loss is None:
+            return
+        if self.metrics is not None:
+            self.metrics.log(
+                step=step,
+                epoch=round(epoch, 4),
+                loss=loss,
+                learning_rate=rate,
+                tokens_per_second=round(meter.tokens_per_second, 1),
+                samples_per_second=round(meter.samples_per_second, 1),
+            )
+        if self.tracked:
+            self.accelerator.log({"loss": loss, "learning_rate": rate}, step)
+
+    def scores(
+        self, step: int, epoch: int, scores: dict[str, float], metric: str, better: bool
+    ) -> None:
+        """An epoch was scored."""
+        if self.metrics is not None:
+            self.metrics.log(step=step, epoch=epoch, dev=scores)
+        if self.tracked:
+            self.accelerator.log({f"dev/{name}": value for name, value in scores.items()}, step)
+        star = " *" if better else ""
+        self.bar.say(f"{self.bar.label}  epoch {epoch}  {metric} {scores[metric]:.2f}{star}")
+
+
+@contextmanager
+def log_of(
+    path: Path,
+    label: str,
+    total: int,
+    accelerator: Any,
+    *,
+    done: int | None,
+    tracked: bool,
+    quiet: bool,
+) -> Iterator[Log]:
+    """A `Log` for the length of a block.
+
+    Args:
+        path: metrics.jsonl.
+        label: what is being trained.
+        total: optimizer steps in all.
+        accelerator: says which process this is.
+        done: steps behind a resumed run; None: a new one.
+        tracked: whether Accelerate has trackers.
+        quiet: no progress.
+    """
+    main = accelerator.is_main_process
+    metrics = MetricsFile(path, done) if main else None
+    with progress(label, total, done or 0, shown=main and not quiet) as bar:
+        yield Log(bar, metrics, accelerator, tracked)

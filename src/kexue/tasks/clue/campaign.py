@@ -14,7 +14,7 @@ from kexue.report import RunFolder, write_clue_report
 from kexue.report.environment import environment
 from kexue.tasks.clue.run import ClueSettings, TaskResult, train_task
 from kexue.tasks.clue.sources import open_source
-from kexue.training.fit import processes
+from kexue.training.processes import processes
 
 __all__ = ["run_campaign"]
 

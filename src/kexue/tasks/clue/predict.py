@@ -18,7 +18,7 @@ from kexue.models.text_model import TextModel
 from kexue.tasks.clue import examples, make_task
 from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Feature, Task
-from kexue.training.fit import batches
+from kexue.training.steps import batches
 
 __all__ = ["Evaluate", "evaluator", "load_trained", "predict", "read_split", "split_features"]
 

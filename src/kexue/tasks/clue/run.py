@@ -33,8 +33,10 @@ from kexue.tasks.clue.predict import (
 from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Task
 from kexue.training.checkpoint import replace_folder, whole_or_nothing
-from kexue.training.fit import FitSettings, fit, make_accelerator
+from kexue.training.fit import fit
 from kexue.training.objective import apply_tricks
+from kexue.training.processes import make_accelerator
+from kexue.training.settings import FitSettings
 
 __all__ = ["ClueSettings", "TaskResult", "train_task"]
 

@@ -1,0 +1,45 @@
+"""Where training runs: processes, devices, and the precision they have in hardware."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kexue.training.settings import FitSettings
+
+__all__ = ["autocast", "bf16_supported", "make_accelerator", "processes"]
+
+
+def make_accelerator(settings: FitSettings, log_folder: Path | None = None) -> Any:
+    """An Accelerator that leaves batches and autocast to the loop."""
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
+
+    processes()
+    return Accelerator(
+        log_with=settings.tracker,
+        project_dir=log_folder,
+        mixed_precision="no",  # whatever the user's accelerate configuration says
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+
+
+def processes() -> Any:
+    """The `accelerate.PartialState` of this run; joins its processes also where there is no GPU."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """bf16 where asked for, or where it is in hardware and nothing was asked for."""
+    wanted = precision == "bf16" or (precision == "auto" and bf16_supported(device.type))
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+
+
+def bf16_supported(device_type: str) -> bool:
+    """Whether bf16 matrix products are in the hardware."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device_type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
