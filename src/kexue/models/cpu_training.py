@@ -58,18 +58,21 @@ def short_attention(
 
     Args:
         module: the attention layer.
-        query, key, value: (B, H, L, d).
-        attention_mask: boolean, True = visible, broadcast to (B, H, L, L).
+        query: (B, H, Q, d).
+        key, value: (B, H, L, d).
+        attention_mask: boolean, True = visible, broadcast to (B, H, Q, L).
         dropout: rate; 0 outside training.
         scaling: factor of the scores; default 1 / sqrt(d).
         options: what transformers passes to every attention function.
 
     Returns:
-        (B, L, H, d) and None, as transformers expects.
+        (B, Q, H, d) and None, as transformers expects.
     """
-    special = any(options.get(k) for k in ("is_causal", "softcap")) or query.shape != key.shape
+    special = (
+        any(options.get(k) for k in ("is_causal", "softcap")) or query.shape[1] != key.shape[1]
+    )
     special = special or options.get("position_bias") is not None
-    if special or not torch.is_grad_enabled() or query.shape[2] > LONGEST or query.is_cuda:
+    if special or not torch.is_grad_enabled() or key.shape[2] > LONGEST or query.is_cuda:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         output: tuple[Tensor, None] = sdpa_attention_forward(
@@ -77,12 +80,15 @@ def short_attention(
         )
         return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = ((query * scale) @ key.transpose(2, 3)).float()  # (B, H, L, L)
-    if attention_mask is None:
-        weights = scores.softmax(-1)  # in bf16 torch's softmax is slower
+    scores = ((query * scale) @ key.transpose(2, 3)).float()  # (B, H, Q, L)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        blind = ~attention_mask.any(-1, keepdim=True)
     else:
-        blind = ~attention_mask.any(-1, keepdim=True)  # sees nothing: attends to nothing
-        weights = scores.masked_fill(~(attention_mask | blind), -torch.inf).softmax(-1)
-        weights = weights.masked_fill(blind, 0.0)
+        blind = None
+    if blind is not None and blind.any():  # a row that sees nothing attends to nothing
+        weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+    else:
+        weights = scores.softmax(-1)  # in float32: torch's bf16 softmax is slower
     weights = bit_dropout(weights, dropout)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
