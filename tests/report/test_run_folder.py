@@ -76,7 +76,7 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
         no_space()
 
     with monkeypatch.context() as patch:
-        patch.setattr("kexue.report.run_folder._write_all", half)
+        patch.setattr("kexue.data.files._write_all", half)
         with pytest.raises(OSError, match="no space left"):
             run.append_jsonl("log.jsonl", {"step": 2})
     assert run.file("log.jsonl").read_text() == '{"step": 1}\n'
