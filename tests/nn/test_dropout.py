@@ -33,7 +33,7 @@ def test_every_kept_entry_has_the_same_factor():
 
 
 def test_neighbours_are_independent():
-    mask = keep_mask((400_000,), 0.5, generator()).double() - 0.5
+    mask = keep_mask((400_000,), 0.5, generator()).double() - 0.5  # ±0.5
     for lag in (1, 2, 3, 4, 8):
         correlation = (mask[:-lag] * mask[lag:]).mean().item() / 0.25
         assert abs(correlation) < 5 / math.sqrt(400_000)

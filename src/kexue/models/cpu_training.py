@@ -81,11 +81,12 @@ def short_attention(
         return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = ((query * scale) @ key.transpose(2, 3)).float()  # (B, H, Q, L)
+    blind = None
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        # an added −inf, because filling by a mask is not vectorised, forward or backward
+        hidden = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, -torch.inf)
+        scores = scores + hidden
         blind = ~attention_mask.any(-1, keepdim=True)
-    else:
-        blind = None
     if blind is not None and blind.any():  # a row that sees nothing attends to nothing
         weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
     else:
