@@ -19,7 +19,7 @@ from kexue.nn.dropout import BitDropout, bit_dropout
 __all__ = ["prepare_for_cpu"]
 
 NAME = "kexue_cpu"
-LONGEST = 256  # tokens up to which the table of scores is cheaper than the fused kernel
+LARGEST = 2**24  # cells of a table of scores up to which it is cheaper than the fused kernel
 
 
 def prepare_for_cpu(encoder: Any) -> None:
@@ -72,7 +72,8 @@ def short_attention(
         any(options.get(k) for k in ("is_causal", "softcap")) or query.shape[1] != key.shape[1]
     )
     special = special or options.get("position_bias") is not None
-    if special or not torch.is_grad_enabled() or key.shape[2] > LONGEST or query.is_cuda:
+    cells = query.shape[:3].numel() * key.shape[2]
+    if special or not torch.is_grad_enabled() or cells > LARGEST or query.is_cuda:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         output: tuple[Tensor, None] = sdpa_attention_forward(
