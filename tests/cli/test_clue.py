@@ -199,8 +199,8 @@ def test_resuming_with_other_settings_is_refused(trained, mini):
     before = names(trained[0])
     options = ("--data", mini, "--out", trained[0], "--resume")
     line = badly("train", "tnews", *options, "--epochs", 2, "--batch-size", 16)
-    assert "cannot resume, the run was started with another settings" in line
-    assert "another tasks" in badly("train", "ocnli", *options, *QUICK)
+    assert "cannot resume, the run was started with other settings" in line
+    assert "tasks: ['tnews'], now ['ocnli']" in badly("train", "ocnli", *options, *QUICK)
     assert names(trained[0]) == before
 
 

@@ -181,3 +181,19 @@ def test_a_part_knows_its_place(record):
     assert Record(record.path, "", {}).part("data[2]", {}).position == "data[2]"
     with pytest.raises(DataError, match=r":7\.list\[0\]: needs an object, got 1"):
         record.part("list[0]", 1)
+
+
+def test_half_a_character_is_refused_where_it_stands(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\\ud83d x"}\n')
+    with pytest.raises(DataError, match=r"a\.json:2: \\ud83d is half a character"):
+        list(read_json_lines(path))
+    path.write_bytes(b'{"text": "\\ud83d\\ude00 x"}\n')
+    assert next(iter(read_json_lines(path))).text("text") == "\U0001f600 x"
+
+
+def test_a_line_nested_too_deep_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" * 200_000 + b"\n")
+    with pytest.raises(DataError, match=r"a\.json:1: not JSON that can be read: nested too deep"):
+        list(read_json_lines(path))

@@ -274,10 +274,41 @@ def test_a_local_folder_opens_no_connection(offline, model, tmp_path, no_network
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    encoder, table = load_encoder(tmp_path, vocabulary_size=len(tokenizer))
+    load_tokenizer(tmp_path)
+    encoder, table = load_encoder(tmp_path, vocabulary_size=130)
     assert table.share == 1
-    assert encoder.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert encoder.get_input_embeddings().num_embeddings == 130
+
+
+def test_a_vocabulary_of_another_checkpoint_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="has 21429 entries, the checkpoint embeds only 120"):
+        load_encoder(tmp_path, vocabulary_size=21429)
+
+
+def test_a_checkpoint_without_a_layer_is_refused_however_large_its_embeddings(tmp_path):
+    sizes = {"vocab_size": 5000, "hidden_size": 16, "num_attention_heads": 2}
+    small = BertModel(BertConfig(**sizes, num_hidden_layers=1, intermediate_size=32))
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"only 3\d\.\d% of the encoder's parameters"):
+        load_encoder(tmp_path, vocabulary_size=5000)
+
+
+def test_a_model_that_reads_from_left_to_right_is_refused(tmp_path):
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="gpt2 reads from left to right only"):
+        load_encoder(tmp_path, vocabulary_size=50)
+
+
+def test_a_pointer_left_by_git_lfs_is_named(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="a Git LFS pointer, not the file: git lfs pull"):
+        load_encoder(tmp_path, vocabulary_size=120)
 
 
 def test_tiny_opens_no_connection(no_network):

@@ -92,6 +92,36 @@ def test_the_encoder_by_itself_still_gives_all_states(rows):
     assert torch.equal(before, after)
 
 
+def test_with_padding_on_the_left_the_first_visible_token_is_read():
+    encoder = encoder_of("bert").eval()
+    model = TextModel(encoder, SequenceHead(16, 4).double())
+    ids = torch.tensor([[0, 7, 8, 9], [5, 6, 7, 8]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(
+        model(ids, mask), model.head(states, mask.bool()), rtol=0, atol=1e-14
+    )
+
+
+def test_gradient_checkpointing_trains_with_the_same_gradients(rows):
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = TextModel(encoder_of("bert", **none), SequenceHead(16, 4).double()).train()
+    ids, mask = rows
+    expected = gradients(model, model(ids, mask))
+    enable = "activation_checkpointing_enable"  # its name since transformers 5.20
+    enable = enable if hasattr(model.encoder, enable) else "gradient_checkpointing_enable"
+    getattr(model.encoder, enable)()
+    assert model.first_token.checkpointed
+    found = gradients(model, model(ids, mask))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
+
+
+def test_a_decoder_is_left_as_it_is():
+    model = TextModel(encoder_of("bert", is_decoder=True), SequenceHead(16, 4))
+    assert not model.first_token.applies
+
+
 @pytest.mark.parametrize("pooling", ["avg", "max"])
 def test_a_head_that_reads_all_tokens_gets_all_tokens(pooling, rows):
     encoder = encoder_of("bert").eval()

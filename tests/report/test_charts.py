@@ -43,6 +43,12 @@ def test_one_point_is_a_dot():
     assert picture.find("path") is None
 
 
+def test_an_axis_that_starts_at_zero_ends_at_the_only_epoch():
+    picture = line_chart([Series("dev", [1], [50])], title="score", start=0)
+    assert "1.0" in words(picture)
+    assert not {"0.90", "1.10", "1.2"} & set(words(picture))
+
+
 @pytest.mark.parametrize("level", [0.0, 5.0, -3.0, 1e-12, 1e12])
 def test_a_constant_line_is_drawn(level):
     picture = line_chart([Series("x", [1, 2, 3], [level] * 3)], title="constant")
@@ -83,7 +89,7 @@ def test_bars_are_as_long_as_their_values_and_show_them():
     whole, a, _, b = boxes
     assert a / whole == pytest.approx(0.25, abs=0.001)
     assert b / whole == pytest.approx(0.5, abs=0.001)
-    assert {"25.0", "50.0", "a", "b", "chance", "随机"} <= set(words(picture))
+    assert {"25.0", "50.0", "a", "b", "chance", "瞎猜水平"} <= set(words(picture))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ def report(path):
     return text
 
 
+def printed(results, width=80):
+    out = io.StringIO()
+    print_clue_table(results, Console(file=out, width=width))
+    return out.getvalue()
+
+
 def test_means_of_known_scores():
     means = clue_means([result("tnews", 40.0), result("wsc", 90.0)])
     assert means.arithmetic.mean == pytest.approx(65, abs=1e-12)
@@ -80,9 +86,56 @@ def test_means_are_ordered_and_equal_for_equal_scores():
 def test_a_zero_score_makes_two_means_zero_and_is_named(tmp_path):
     results = [result("tnews", 0.0), result("wsc", 50.0)]
     means = clue_means(results)
-    assert (means.geometric.mean, means.harmonic.mean, means.zero) == (0, 0, ("tnews",))
+    assert (means.geometric.mean, means.harmonic.mean, means.zero) == (0, 0, (("", ("tnews",)),))
     RunFolder(tmp_path).write_json("results.json", results)
-    assert "a score of tnews is 0" in report(tmp_path)
+    text = report(tmp_path)
+    assert "Geometric and harmonic mean count as 0: tnews scored 0." in text
+    assert "tnews 的得分为 0" in text
+
+
+def test_a_zero_of_one_seed_counts_in_its_seed_alone(tmp_path):
+    results = [result("tnews", 4.0, 0), result("wsc", 9.0, 0)]
+    results += [result("tnews", 0.0, 1), result("wsc", 9.0, 1)]
+    means = clue_means(results)
+    assert means.geometric.mean == pytest.approx(3)  # of 6 and 0
+    assert means.zero == (("1", ("tnews",)),)
+    RunFolder(tmp_path).write_json("results.json", results)
+    words = "eometric and harmonic mean of seed 1 count as 0: tnews scored 0"
+    assert words in report(tmp_path)
+    assert words in " ".join(printed(results).split())
+
+
+def test_a_single_task_has_no_means(tmp_path):
+    results = [result("tnews", 40.0), result("tnews", 50.0, 1)]
+    RunFolder(tmp_path).write_json("results.json", results)
+    assert "mean over" not in report(tmp_path)
+    assert "mean" not in printed(results)
+
+
+def test_wrong_answers_are_counted_beyond_those_shown(tmp_path):
+    errors = [{"text": "t", "gold": "a", "predicted": "b"}] * 12
+    run = RunFolder(tmp_path)
+    run.write_json("results.json", [result(errors=errors, wrong=1734)])
+    assert "12 of 1,734 wrong answers" in report(tmp_path)
+    run.write_json("results.json", [result(errors=errors)])
+    assert "12 wrong answers" in report(tmp_path)
+
+
+def test_the_settings_that_were_used_are_shown_per_task(tmp_path):
+    used = {"optimizer": "adamw", "learning_rate": 2e-5, "epochs": 10, "seed": 0}
+    results = [result("tnews", settings=used), result("wsc", settings=used | {"epochs": 30})]
+    run = RunFolder(tmp_path)
+    run.write_json("results.json", results)
+    asked = {"epochs": None, "pooling": "avg", "fit": {"epochs": 3, "batch_size": 77}}
+    run.write_json("config.json", {"model": "tiny", "settings": asked})
+    text = report(tmp_path)
+    assert '<th>tnews</th><td class="r">10</td>' in text
+    assert '<th>wsc</th><td class="r">30</td>' in text
+    assert "<dt>learning_rate</dt><dd>2e-05</dd>" in text
+    assert "<dt>pooling</dt><dd>avg</dd>" in text
+    assert "77" not in text.split('id="run"')[1]
+    run.write_json("results.json", results[:1])
+    assert "<dt>epochs</dt><dd>10</dd>" in report(tmp_path)
 
 
 def test_seeds_give_mean_sample_deviation_and_range():
@@ -138,7 +191,7 @@ def test_mini_data_and_slices_are_not_called_clue_results(tmp_path):
     run = full_run(tmp_path)
     assert "These scores are not CLUE results" in report(tmp_path)
     run.write_json("config.json", {"data": "/data/clue"})
-    assert "The scores are not CLUE results: the dev sets are slices" in report(tmp_path)
+    assert "The scores are not CLUE results: fewer dev examples" in report(tmp_path)
     whole = [result("tnews", dev_examples=10000), result("wsc", dev_examples=50)]
     run.write_json("results.json", whole)
     assert "The scores of wsc are not CLUE results" in report(tmp_path)
@@ -203,9 +256,17 @@ def test_many_classes_are_shown_as_their_most_frequent_confusions(tmp_path):
 
 def test_the_terminal_table_fits_eighty_columns(tmp_path):
     run = full_run(tmp_path)
-    out = io.StringIO()
-    print_clue_table(run.read_json("results.json"), Console(file=out, width=80))
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 1 + 11 + 3
-    assert "…" not in out.getvalue()
-    assert "arithmetic mean over 11 tasks: 45.50 ± 0.71" in out.getvalue()
+    text = printed(run.read_json("results.json"))
+    assert len(text.splitlines()) == 1 + 11 + 3
+    assert "…" not in text
+    assert "arithmetic mean over 11 tasks: 45.50 ± 0.71" in text
+
+
+@pytest.mark.parametrize("width", [16, 20, 40, 60])
+def test_a_narrow_terminal_loses_columns_and_never_a_score(tmp_path, width):
+    run = full_run(tmp_path)
+    text = printed(run.read_json("results.json"), width)
+    for number in range(11):
+        assert f"{40.5 + number:.2f}" in text
+    assert "tokens/s" not in text
+    assert "…" not in text

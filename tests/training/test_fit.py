@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_never_saved(toy, tmp_pa
         calls.append(1)
         return toy.objective(model, batch) * (bad if len(calls) == at else 1.0)
 
-    with pytest.raises(FloatingPointError, match=rf"the loss is -?(nan|inf) at step {at};"):
+    with pytest.raises(FloatingPointError, match=rf"the loss or its gradient is nan at step {at};"):
         toy.train(tmp_path, objective=objective, keep=kept.append)
     assert len(kept) == (1 if at > toy.steps else 0)
     for checkpoint in (tmp_path / "checkpoints").glob("*"):

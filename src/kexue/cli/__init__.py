@@ -1,6 +1,10 @@
 """The command line: one file per command group, imported when its command is called."""
 
+from typing import Annotated
+
 import typer
+
+from kexue import __version__
 
 __all__ = ["main"]
 
@@ -15,9 +19,19 @@ def main() -> None:
     app = typer.Typer(
         help="kexue 科学: the methods of Scientific Spaces (kexue.fm), end to end.",
         no_args_is_help=True,
+        invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+
+    @app.callback()
+    def options(
+        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if version:
+            print(f"kexue {__version__}")
+            raise typer.Exit
+
     app.command()(find)
     app.command()(doctor)
     app.add_typer(clue, name="clue")

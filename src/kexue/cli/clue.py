@@ -1,5 +1,6 @@
 """`kexue clue`: train, predict, score and check the eleven CLUE tasks."""
 
+import collections
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,16 @@ def train(
     schedule: Annotated[str, typer.Option(help="linear or constant, after the warm-up.")] = (
         "linear"
     ),
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate climbs.")] = (
+        0.1
+    ),
+    weight_decay: Annotated[float, typer.Option(help="Decoupled, on matrices only.")] = 0.01,
+    max_grad_norm: Annotated[
+        float, typer.Option(help="Clip the global norm of the gradient; 0: never.")
+    ] = 1.0,
+    pooling: Annotated[
+        str, typer.Option(help="What a head reads: first ([CLS]), avg or max.")
+    ] = "first",
     seeds: Annotated[
         int, typer.Option(min=1, help="How many seeds; the report gives mean and spread.")
     ] = 1,
@@ -87,12 +98,16 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             max_length=max_length,
+            pooling=pooling,
             learning_rate=lr,
             tricks=tuple(trick or ()),
             fit=FitSettings(
                 max_tokens=max_tokens,
                 optimizer=optimizer,
                 schedule=schedule,
+                warmup=warmup,
+                weight_decay=weight_decay,
+                max_grad_norm=max_grad_norm or None,
                 precision=precision,
                 patience=patience,
                 checkpoint_minutes=checkpoint_minutes,
@@ -140,17 +155,26 @@ def predict(
         from kexue.tasks.clue.predict import load_trained, split_features
         from kexue.tasks.clue.predict import predict as predict_split
         from kexue.tasks.clue.sources import open_source
+        from kexue.training.processes import processes
 
+        if split not in ("dev", "test"):
+            raise ValueError(f"split must be dev or test, got {split!r}")
         source, written = open_source(data), {}
         for name in named(task):
             folder = model / name / "best" if task == "all" else model
             made, network = load_trained(folder, version=test_version)
+            network.to(processes().device)
             if made.name != name:
                 raise ValueError(f"{folder}: was trained for {made.name}, not for {name}")
             found = list(examples(made, source, split))
-            features = split_features(made, source, split, [])
+            remarks: list[str] = []
+            features = split_features(made, source, split, remarks)
             predictions = predict_split(made, network, features, found)
-            path = out / made.submission_name
+            remarks += [f"predictions: {text} ({n})" for text, n in made.notes.items()]
+            for remark in dict.fromkeys(remarks):
+                print(f"{name}: {remark}", file=sys.stderr)
+            prefix = "" if split == "test" else f"{split}_"  # not to be mistaken for the real thing
+            path = out / f"{prefix}{made.submission_name}"
             made.write_submission(path, found, predictions)
             made.read_submission(path, found)
             written[name] = str(path)
@@ -174,7 +198,7 @@ def score(
     """
     with told():
         from kexue.tasks.clue import examples, make_task
-        from kexue.tasks.clue.sources import open_source
+        from kexue.tasks.clue.sources import FolderSource, open_source
 
         if split not in ("dev", "train"):
             raise ValueError(f"only dev and train have labels to score against, got {split!r}")
@@ -182,9 +206,13 @@ def score(
         for name in named(task):
             made = make_task(name, version=test_version)
             official = Path(gold).is_file() and Path(gold).name in made.file_names(split)
-            source = open_source(Path(gold).parent if official else gold)
+            source = FolderSource(Path(gold).parent, own=True) if official else open_source(gold)
             found = list(examples(made, source, split))
-            path = predictions / made.submission_name if predictions.is_dir() else predictions
+            path = predictions
+            if path.is_dir():
+                path = path / made.submission_name
+                own = path.with_name(f"{split}_{path.name}")
+                path = own if own.exists() else path
             scores[name] = made.score(found, made.read_submission(path, found))
         if json:
             print_json(scores)
@@ -211,14 +239,20 @@ def check(
     Example: kexue clue check tnews runs/tnews/submission/tnews11_predict.json --data mini
     """
     with told():
+        from kexue.models.tiny import tiny_tokenizer
         from kexue.tasks.clue import examples, make_task
         from kexue.tasks.clue.sources import open_source
 
         source, good = open_source(data), {}
+        tokenizer = tiny_tokenizer()
         for name in named(task):
-            made = make_task(name, version=test_version)
+            made = make_task(name, None if predictions else tokenizer, version=test_version)
             if predictions is None:
-                counts = {s: len(list(examples(made, source, s))) for s in made.files}
+                counts = {}
+                for split in made.files:
+                    found = list(examples(made, source, split))
+                    counts[split] = len(found)
+                    collections.deque(made.encode(found, 0), maxlen=0)  # what training would do
                 remarks = [f"{text} ({count})" for text, count in made.notes.items()]
                 good[name] = "; ".join([*(f"{s} {n}" for s, n in counts.items()), *remarks])
                 continue
@@ -297,3 +331,7 @@ def told() -> Iterator[Any]:
         fail(f'{error.name or error} is not installed; pip install "kexue[nlp,lab]"')
     except (ValueError, OSError, FloatingPointError) as error:
         fail(str(error))
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        fail(f"out of memory; give a smaller --max-tokens (default 8192): {error}")

@@ -17,7 +17,7 @@ __all__ = ["Cache", "Examination", "doctor", "examination", "model_cache"]
 
 # Which extra brings which packages: pip install "kexue[…]".
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "nlp": ("transformers", "tokenizers", "datasets", "accelerate"),
+    "nlp": ("transformers", "tokenizers", "datasets", "accelerate", "filelock"),
     "lab": ("matplotlib", "jinja2", "scikit-learn"),
     "shuffle": ("pyarrow", "zstandard"),
     "ray": ("ray",),

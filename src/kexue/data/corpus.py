@@ -60,6 +60,14 @@ class Record:
             raise self.error(field, f"needs {wanted}, got {shorten(value)}")
         return value
 
+    def identity(self, row: int) -> str:
+        """The field `id` as a string, or the row's number where there is none.
+
+        Raises:
+            DataError: it is neither a string nor an integer.
+        """
+        return str(self.get("id", (str, int))) if "id" in self.value else str(row)
+
     def text(self, field: str) -> str:
         """A string field that holds more than white space.
 
@@ -141,9 +149,26 @@ def parse(raw: bytes, path: Path, number: int) -> dict[str, Any]:
         raise DataError(
             f"{path}:{number}: not JSON at column {error.colno}: {error.msg}{hint}"
         ) from None
+    except RecursionError:
+        raise DataError(f"{path}:{number}: not JSON that can be read: nested too deep") from None
+    if b"\\ud" in raw.lower():
+        refuse_surrogates(value, f"{path}:{number}")
     if not isinstance(value, dict):
         raise DataError(f"{path}:{number}: needs one JSON object a line, got {shorten(value)}")
     return value
+
+
+def refuse_surrogates(value: Any, where: str) -> None:
+    """Half a character, as an escape such as \\ud83d alone leaves it, cannot be tokenised.
+
+    Raises:
+        DataError: a string holds one.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+        raise DataError(f"{where}: {half} is half a character; remove it") from None
 
 
 def read_json(path: Path) -> Any:
@@ -152,11 +177,17 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: no such file, not UTF-8, or not JSON.
     """
+    raw = existing_file(path).read_bytes()
     try:
-        return json.loads(existing_file(path).read_bytes().decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}"
         ) from None
+    except RecursionError:
+        raise DataError(f"{path}: not JSON that can be read: nested too deep") from None
+    if b"\\ud" in raw.lower():
+        refuse_surrogates(value, str(path))
+    return value

@@ -33,6 +33,11 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def example_count(self) -> int:
+        """How many examples the features were made from."""
+        return 1 + int(self.dataset.with_format("numpy")["example"][:].max())
+
     def rows(self, indices: list[int]) -> list[Feature]:
         """The features at the indices, in that order."""
         columns = self.dataset[indices]
@@ -75,7 +80,7 @@ def encode_once(
     Args:
         key: `content_hash` of all they follow from.
         columns: name → type, `"int"`, `"ints"` (a list) or `"lists"` (a list of lists).
-        features: makes them, one dictionary each, in order; `length` must be among the columns.
+        features: makes them, one dictionary each, in order; `length` is needed.
         folder: where the files are kept; default `cache_folder()`.
 
     Raises:

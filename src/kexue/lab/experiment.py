@@ -34,7 +34,7 @@ class Verdict(Enum):
     @property
     def zh(self) -> str:
         """The verdict in Chinese."""
-        words = ("成立", "部分成立", "在此不成立", "在此无法判断")
+        words = ("成立", "部分成立", "本次不成立", "本次无法判断")
         return dict(zip(Verdict, words, strict=True))[self]
 
 

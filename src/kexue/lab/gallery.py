@@ -121,7 +121,7 @@ def _card(result: Mapping[str, Any]) -> Html:
 
 def _published(result: Mapping[str, Any]) -> Html:
     en = result.get("published")
-    words = bilingual(f"Published: {en}", f"发表的数字：{result.get('published_zh') or en}")
+    words = bilingual(f"Published: {en}", f"文中数字：{result.get('published_zh') or en}")
     return tag("p", words, class_="soft")
 
 

@@ -89,7 +89,7 @@ def measure(seed: int, data: Path | None) -> Finding:
     picture = line_chart(
         lines,
         title=("What assignment adds to row argmax", "指派相对逐行取最大的提升"),
-        x_label=("blanks per record", "每条记录的空格数"),
+        x_label=("blanks per record", "每条记录的空数"),
         y_label=("points of accuracy", "准确率（百分点）"),
     )
     return Finding(
@@ -103,13 +103,13 @@ def measure(seed: int, data: Path | None) -> Finding:
             "idioms, the more the rule of no repetition is worth."
         ),
         comment_zh=(
-            f"每个点模拟 {RECORDS:,} 条记录。与发表数字的最大偏差为 {largest:.1f} 个标准误"
-            "（两次模拟之差的标准误），不超过 3 视为一致。共用同一组候选成语的空格越多，"
+            f"每个点模拟 {RECORDS:,} 条记录。与文中数字的最大偏差为 {largest:.1f} 个标准误"
+            "（两次模拟之差的标准误），不超过 3 视为一致。共用同一组候选成语的空越多，"
             "“不重复”这一约束的价值越大。"
         ),
         names_zh={
             "gain at m = 8": "m = 8 时的提升",
-            "largest deviation, in s.e.": "最大偏差（标准误）",
+            "largest deviation, in s.e.": "最大偏差（以标准误计）",
         },
     )
 
@@ -123,7 +123,7 @@ EXPERIMENT = Experiment(
         "Choosing the idioms of a record together, none twice, fills more blanks correctly than "
         "choosing each alone, and the gain grows with the number of blanks."
     ),
-    claim_zh="同一条记录的成语一起选且不重复，比逐个选更准；空格越多，提升越大。",
+    claim_zh="同一条记录的成语一起选且不重复，比逐个选更准；空越多，提升越大。",
     published=f"ChID: about +6 points. Simulation, signal 2: {NUMBERS}",
     published_zh=f"ChID：约 +6 个百分点。模拟，信号 2：{NUMBERS}",
     measure=measure,

@@ -167,7 +167,7 @@ def _comment(size: int, mini: bool) -> tuple[str, str]:
         return (
             "Counted on the built-in mini data, whose contexts are short; the published counts are "
             "about CLUE's dev set and cannot be compared here. Give --data or set KEXUE_CLUE.",
-            "在内置的 mini 数据上统计，其段落很短；发表的数字针对 CLUE 验证集，无法在此比较。"
+            "在内置的 mini 数据上统计，其段落很短；文中数字针对 CLUE 验证集，无法在此比较。"
             "请用 --data 或环境变量 KEXUE_CLUE 指定 CLUE 数据。",
         )
     if size >= QUESTIONS:

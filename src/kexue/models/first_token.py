@@ -30,16 +30,24 @@ class FirstTokenOnly:
 
     def __init__(self, encoder: nn.Module) -> None:
         self.active = False
-        kind = getattr(getattr(encoder, "config", None), "model_type", None)
-        self.applies = kind in BERT_LIKE
+        config = getattr(encoder, "config", None)
+        kind = getattr(config, "model_type", None)
+        self.applies = kind in BERT_LIKE and not getattr(config, "is_decoder", False)
+        self.last: Any = None
         if self.applies:
             layers: Any = encoder.encoder.layer  # type: ignore[union-attr]
-            attention = layers[-1].attention
+            self.last = layers[-1]
+            attention = self.last.attention
             attention.output.register_forward_pre_hook(self.shorten)
             if kind in PLAIN_ATTENTION:
                 self.attention = attention.self
                 self.whole = attention.self.forward
                 attention.self.forward = self.attend
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether the last layer is computed again in the backward pass."""
+        return bool(getattr(self.last, "gradient_checkpointing", False))
 
     def shorten(self, module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The inputs of the last attention's output layer, first token only."""
@@ -49,7 +57,8 @@ class FirstTokenOnly:
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Any]:
         """The last attention: of the first token while active, of all tokens otherwise."""
-        if not self.active:
+        unusual = attention_mask is not None and attention_mask.dim() != 4
+        if not self.active or unusual:  # `shorten` then drops what was computed for the others
             whole: tuple[Tensor, Any] = self.whole(hidden_states, attention_mask, **options)
             return whole
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -39,6 +40,7 @@ class LoadTable:
         missing: names the encoder has and the checkpoint lacks; they hold random numbers.
         mismatched: names whose shapes differ, as "name: checkpoint shape, model shape".
         unexpected: names the checkpoint has and the encoder lacks (heads of its pretraining).
+        layers: the share that matched without counting embeddings.
     """
 
     source: str
@@ -47,11 +49,16 @@ class LoadTable:
     missing: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    layers: float | None = None
 
     @property
     def share(self) -> float:
-        """Matched parameters over all parameters of the encoder."""
-        return self.matched / max(self.total, 1)
+        """Matched over all parameters: of the whole encoder, or of its layers if that is less.
+
+        A large embedding table must not hide a missing layer, nor the other way round.
+        """
+        whole = self.matched / max(self.total, 1)
+        return min(whole, self.layers) if self.layers is not None else whole
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.share:.1%} of {self.total:,} parameters matched"]
@@ -89,6 +96,7 @@ def load_tokenizer(source: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(source)
+    check_files(folder)
     if folder.is_dir() and not any((folder / f).exists() for f in TOKENIZER_FILES):
         raise CheckpointError(
             f"{folder}: no tokenizer here (looked for {', '.join(TOKENIZER_FILES)}); "
@@ -98,7 +106,9 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(source), local_files_only=folder.is_dir())
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: tokenizer not loaded: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{source}: tokenizer not loaded: {first_line(error)}{hub_hint(folder)}"
+        ) from error
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
@@ -121,6 +131,7 @@ def load_encoder(source: str | Path, *, vocabulary_size: int) -> tuple[nn.Module
         return encoder, LoadTable("tiny (from scratch)", total, total)
     folder = Path(source)
     check_reachable(source)
+    check_files(folder)
     if folder.is_dir() and not (folder / "config.json").exists():
         present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(f"{folder}: no config.json here; the folder holds {present}")
@@ -133,12 +144,42 @@ def load_encoder(source: str | Path, *, vocabulary_size: int) -> tuple[nn.Module
             "untrusted code is never run; get the model in safetensors form"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: weights not loaded: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{source}: weights not loaded: {first_line(error)}{hub_hint(folder)}"
+        ) from error
     table = tabulate(str(source), encoder, info)
     table.require()
-    if encoder.get_input_embeddings().num_embeddings < vocabulary_size:
-        encoder.resize_token_embeddings(vocabulary_size)
+    embeddings = encoder.get_input_embeddings().num_embeddings
+    if vocabulary_size > embeddings + MOST_ADDED:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {vocabulary_size} entries, the checkpoint embeds only "
+            f"{embeddings}; they do not belong together"
+        )
+    if not reads_both_ways(encoder):
+        raise CheckpointError(
+            f"{source}: {encoder.config.model_type} reads from left to right only; the tasks need "
+            "an encoder such as BERT"
+        )
+    if embeddings < vocabulary_size:
+        with quiet_transformers():
+            encoder.resize_token_embeddings(vocabulary_size)
     return encoder, table
+
+
+MOST_ADDED = 64
+"""Entries that a tokenizer may have gained since its checkpoint was made."""
+
+
+def reads_both_ways(encoder: Any) -> bool:
+    """Whether the first token's state depends on the last token."""
+    rows = torch.full((2, 4), min(5, encoder.get_input_embeddings().num_embeddings - 1))
+    rows[1, -1] -= 1
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        states = encoder(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state
+    encoder.train(training)
+    return not torch.equal(states[0, 0], states[1, 0])
 
 
 def from_pretrained(source: str, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -177,6 +218,8 @@ def tabulate(source: str, encoder: nn.Module, info: dict[str, Any]) -> LoadTable
     sizes = {name: p.numel() for name, p in encoder.named_parameters() if "pooler." not in name}
     lost = sum(size for name, size in sizes.items() if name in missing or name in mismatched)
     total = sum(sizes.values())
+    layers = {n: size for n, size in sizes.items() if "embedding" not in n}
+    kept = sum(size for n, size in layers.items() if n not in missing and n not in mismatched)
     return LoadTable(
         source,
         total - lost,
@@ -184,6 +227,7 @@ def tabulate(source: str, encoder: nn.Module, info: dict[str, Any]) -> LoadTable
         tuple(sorted(missing)),
         tuple(mismatched[name] for name in sorted(mismatched)),
         tuple(sorted(info["unexpected_keys"])),
+        kept / max(1, sum(layers.values())),
     )
 
 
@@ -197,9 +241,32 @@ def check_reachable(source: str | Path) -> None:
         raise CheckpointError(f"{text}: no such folder; give tiny, a model folder or a hub name")
 
 
+def check_files(folder: Path) -> None:
+    """Names two kinds of folders that look like a model and hold none.
+
+    Raises:
+        CheckpointError: a TensorFlow checkpoint, or pointers that Git LFS left in place of files.
+    """
+    if list(folder.glob("*.ckpt.index")) and not list(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: this is a TensorFlow checkpoint; fetch the PyTorch version of the model "
+            "(config.json, model.safetensors, vocab.txt)"
+        )
+    for weights in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        with weights.open("rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise CheckpointError(f"{weights}: a Git LFS pointer, not the file: git lfs pull")
+
+
 def count(module: nn.Module) -> int:
     """Parameters of a module."""
     return sum(p.numel() for p in module.parameters())
+
+
+def hub_hint(folder: Path) -> str:
+    """What helps where the hub cannot be reached."""
+    local = "; give a local folder, or set HF_ENDPOINT to a mirror"
+    return "" if folder.is_dir() else local
 
 
 def first_line(error: BaseException) -> str:

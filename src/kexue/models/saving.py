@@ -19,6 +19,7 @@ __all__ = ["load_text_model", "read_purpose", "save_text_model"]
 
 HEAD_FILE = "head.safetensors"
 PURPOSE_FILE = "task.json"
+NEEDED = ("task", "max_length", "pooling", "hidden_size")
 
 
 def save_text_model(
@@ -45,7 +46,8 @@ def save_text_model(
         tokenizer.save_pretrained(folder)
     head = {name: value.contiguous() for name, value in part_of(state, "head.").items()}
     save_file(head, folder / HEAD_FILE)
-    text = json.dumps(purpose, ensure_ascii=False, indent=1)
+    config: Any = model.encoder.config
+    text = json.dumps({**purpose, "hidden_size": config.hidden_size}, ensure_ascii=False, indent=1)
     (folder / PURPOSE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -69,7 +71,7 @@ def load_text_model(folder: Path, head: nn.Module) -> TextModel:
         raise CheckpointError(f"{folder}: the head is not this task's: {reason}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{folder / HEAD_FILE}: cannot be read: {error}") from None
-    return TextModel(encoder, head)
+    return TextModel(encoder, head, padded_right=True)
 
 
 def read_purpose(folder: Path) -> dict[str, Any]:
@@ -79,13 +81,18 @@ def read_purpose(folder: Path) -> dict[str, Any]:
         CheckpointError: the folder was not written by `save_text_model`.
     """
     try:
-        purpose: dict[str, Any] = json.loads((folder / PURPOSE_FILE).read_text(encoding="utf-8"))
+        purpose: Any = json.loads((folder / PURPOSE_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {PURPOSE_FILE} here; give the best/ folder of a run"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / PURPOSE_FILE}: not JSON: {error}") from None
+    if not isinstance(purpose, dict) or not set(NEEDED) <= purpose.keys():
+        needed = ", ".join(NEEDED)
+        raise CheckpointError(
+            f"{folder / PURPOSE_FILE}: needs {needed}; it is damaged, or of another version"
+        )
     return purpose
 
 

@@ -1,5 +1,6 @@
 """What networks are made of: layers and heads as plain PyTorch modules."""
 
+from kexue.nn.dropout import BitDropout, bit_dropout
 from kexue.nn.global_pointer import (
     GlobalPointer,
     SpanPointer,
@@ -11,6 +12,7 @@ from kexue.nn.rotary import apply_rotary, rotary_angles
 from kexue.nn.sequence_head import ChoiceHead, Pooling, SequenceHead, pool
 
 __all__ = [
+    "BitDropout",
     "ChoiceHead",
     "GlobalPointer",
     "Pooling",
@@ -18,6 +20,7 @@ __all__ = [
     "SpanPointer",
     "apply_rotary",
     "best_span",
+    "bit_dropout",
     "pool",
     "rotary_angles",
     "span_cross_entropy",

@@ -78,6 +78,7 @@ def line_chart(
     x_label: Label = "",
     y_label: Label = "",
     reference: tuple[Label, Number] | None = None,
+    start: Number | None = None,
     width: int = 520,
     height: int = 300,
 ) -> Html:
@@ -89,6 +90,7 @@ def line_chart(
         x_label: what runs to the right, with its unit.
         y_label: what runs upwards, with its unit.
         reference: a dashed level with its name, such as chance.
+        start: where the axis to the right begins at the latest; at the first point when None.
         width: size of the drawing; it scales with the page.
         height: size of the drawing.
     """
@@ -99,7 +101,8 @@ def line_chart(
     if reference is not None and not math.isfinite(reference[1]):
         reference = None
     levels = [y for _, y in everything] + ([float(reference[1])] if reference else [])
-    x_ticks, y_ticks = ticks([x for x, _ in everything]), ticks(levels)
+    begin = [] if start is None else [float(start)]
+    x_ticks, y_ticks = ticks([x for x, _ in everything] + begin), ticks(levels)
     x_names, y_names = tick_names(x_ticks), tick_names(y_ticks)
     left = 14 + max(text_width(name) for name in y_names)
     parts, top = [heading(title, y_label)], 40.0 if not label_width(y_label) else 56.0
@@ -146,7 +149,7 @@ def bar_chart(
     title: Label,
     unit: Label = "",
     top: Number | None = None,
-    chance_name: Label = ("chance", "随机"),
+    chance_name: Label = ("chance", "瞎猜水平"),
     digits: int = 1,
     width: int = 520,
 ) -> Html:

@@ -26,6 +26,7 @@ from kexue.report.page import (
     note,
     page,
     section,
+    table,
     tag,
 )
 from kexue.report.run_folder import RunFolder
@@ -45,7 +46,7 @@ DEV_SIZES = {
     "chid": 3218,
     "cluener": 1343,
 }
-"""Size of CLUE's own dev sets; a run on clearly fewer examples is named a slice."""
+"""Size of CLUE's own dev sets; a run on clearly fewer examples is not comparable."""
 
 
 def write_clue_report(run: Path) -> Path:
@@ -76,7 +77,7 @@ def write_clue_report(run: Path) -> Path:
     for row in rows:
         group = [result for result in results if str(result.get("task", "?")) == row.task]
         parts.append(task_section(folder, row, group))
-    parts.append(_run(config, environment))
+    parts.append(_run(config, environment, results))
     path = Path(run) / "report.html"
     atomic_write_text(path, page(f"CLUE · {Path(run).resolve().name}", join(parts)))
     return path
@@ -111,7 +112,12 @@ def _header(
     numbers: list[tuple[object, object]] = []
     if means is not None:
         numbers += [
-            (f"{means.arithmetic.mean:.2f}", bilingual("mean dev score", "验证集平均分")),
+            (
+                f"{means.arithmetic.mean:.2f}",
+                bilingual("mean dev score", "验证集平均分")
+                if means.tasks > 1
+                else bilingual("dev score", "验证集分数"),
+            ),
         ]
     numbers += [
         (
@@ -140,14 +146,17 @@ def _cautions(config: Mapping[str, Any], rows: Sequence[Row], troubles: Sequence
         )
         zh = (
             "这些分数不是 CLUE 成绩。mini 数据是程序生成的小型仿真数据，"
-            "只用来验证流程能跑通、模型能学习。"
+            "分数只说明一切跑得通、学得会，别无他意。"
         )
         parts += note(tag("p", bilingual(en, zh)), kind="warn")
     elif small:
         names = ", ".join(small)
         of, about = (f" of {names}", f"{names} 的") if len(small) < len(rows) else ("", "这些")
-        en = f"The scores{of} are not CLUE results: the dev sets are slices of CLUE's own."
-        zh = f"{about}分数不是 CLUE 成绩：所用的验证集只是 CLUE 官方验证集的切片。"
+        en = (
+            f"The scores{of} are not CLUE results: fewer dev examples than CLUE has; not "
+            "comparable with published scores."
+        )
+        zh = f"{about}分数不是 CLUE 成绩：验证样本比 CLUE 的少，不能与公开成绩比较。"
         parts += note(tag("p", bilingual(en, zh)), kind="warn")
     else:
         en = "Scores are on the dev sets; CLUE ranks by test sets whose answers are secret."
@@ -160,19 +169,29 @@ def _cautions(config: Mapping[str, Any], rows: Sequence[Row], troubles: Sequence
     return parts
 
 
-def _run(config: Mapping[str, Any], environment: Mapping[str, Any]) -> Html:
+def _run(
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> Html:
     nothing = tag("p", bilingual("not recorded", "没有记录"), class_="soft")
     command = config.get("command")
     rest = {name: value for name, value in config.items() if name not in ("command", "settings")}
+    shared, differing = _used(results)
     settings = config.get("settings")
     if isinstance(settings, Mapping):
-        rest |= settings
+        known = {*shared, *(name for used in differing.values() for name in used)}
+        if known:  # what was used, instead of what was asked for
+            known.add("fit")
+        rest |= {name: value for name, value in settings.items() if name not in known}
+    rest |= shared
     return section(
         bilingual("The run", "运行信息"),
         tag("h3", bilingual("Command", "命令")),
         tag("pre", tag("code", command)) if command else nothing,
         tag("h3", bilingual("Settings", "设置")),
         facts([(name, _value(value)) for name, value in rest.items()]) if rest else nothing,
+        _per_task(differing),
         tag("h3", bilingual("Environment", "环境")),
         details(
             bilingual("versions and machine", "版本与机器"),
@@ -183,6 +202,39 @@ def _run(config: Mapping[str, Any], environment: Mapping[str, Any]) -> Html:
         else nothing,
         id="run",
     )
+
+
+def _used(
+    results: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings that all tasks were trained with, and per task those that differ."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for result in results:
+        settings = result.get("settings")
+        if isinstance(settings, Mapping) and settings:
+            used = {str(name): value for name, value in settings.items() if name != "seed"}
+            tasks.setdefault(str(result.get("task", "?")), used)
+    names = list(dict.fromkeys(name for used in tasks.values() for name in used))
+    differing = [
+        name for name in names if len({_value(used.get(name)) for used in tasks.values()}) > 1
+    ]
+    first = next(iter(tasks.values()), {})
+    shared = {name: first.get(name) for name in names if name not in differing}
+    if not differing:
+        return shared, {}
+    return shared, {
+        task: {name: used.get(name) for name in differing} for task, used in tasks.items()
+    }
+
+
+def _per_task(differing: Mapping[str, Mapping[str, Any]]) -> Html:
+    """A table of the settings in which the tasks differ."""
+    if not differing:
+        return Html()
+    names = list(next(iter(differing.values())))
+    head = [bilingual("task", "任务"), *names]
+    rows = [[task, *(_value(used[name]) for name in names)] for task, used in differing.items()]
+    return table(head, rows, align="l" + "r" * len(names))
 
 
 def _value(value: object) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kexue.report.charts import Bar, bar_chart
-from kexue.report.clue_table import Means, Row, Spread
+from kexue.report.clue_table import Means, Row, Spread, zero_words
 from kexue.report.page import Html, bilingual, figure, section, table, tag
 
 __all__ = ["duration", "scores_section"]
@@ -41,11 +41,11 @@ def scores_section(rows: Sequence[Row], means: Means | None) -> Html:
         head += [bilingual("± sd", "± 标准差"), bilingual("min–max", "最低–最高")]
         align += "rr"
     head += [
-        bilingual("chance", "随机"),
+        bilingual("chance", "瞎猜水平"),
         bilingual("epoch", "最佳轮次"),
         bilingual("train / dev", "训练 / 验证样本"),
         bilingual("time", "用时"),
-        bilingual("tokens/s", "词元/秒"),
+        bilingual("tokens/s", "token/秒"),
         bilingual("samples/s", "样本/秒"),
     ]
     align += "rrrrrr"
@@ -66,10 +66,13 @@ def scores_section(rows: Sequence[Row], means: Means | None) -> Html:
         unit=("percent, dev set", "百分比，验证集"),
         top=100.0,
     )
+    parts = [figure(chart)]
+    if means is None or means.tasks > 1:
+        parts.append(tag("div", _means(means, several)))
     return section(
         title,
         table(head, cells, align=align, wide=True),
-        tag("div", figure(chart), tag("div", _means(means, several)), class_="pair"),
+        tag("div", *parts, class_="pair"),
         id="scores",
     )
 
@@ -79,7 +82,7 @@ def _score_cells(row: Row, several: bool) -> list[object]:
     cells: list[object] = [tag("a", row.task, href=f"#{row.task}"), row.metric]
     cells.append(tag("b", f"{score.mean:.2f}") if score else "—")
     if several and score:
-        cells += [f"{score.deviation:.2f}", f"{score.low:.1f}–{score.high:.1f}"]
+        cells += [f"{score.deviation:.2f}", score.range]
     elif several:
         cells += ["—", "—"]
     sizes = [
@@ -113,8 +116,6 @@ def _means(means: Means | None, several: bool) -> Html:
     ]
     zero = Html()
     if means.zero:
-        names = ", ".join(means.zero)
-        en = f"Geometric and harmonic mean are shown as 0: a score of {names} is 0."
-        words = bilingual(en, f"几何平均与调和平均显示为 0：{names} 有得分为 0。")
-        zero = tag("p", tag("small", words))
+        en, zh = zero_words(means.zero)
+        zero = tag("p", tag("small", bilingual(f"{en[0].upper()}{en[1:]}.", f"{zh}。")))
     return table(head, rows, align="lrr"[: len(head)]) + zero

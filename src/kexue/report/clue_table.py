@@ -6,19 +6,28 @@ For the scores x_1 … x_n of n tasks, in percent:
 
 With several seeds a row holds mean, standard deviation (n − 1 in the denominator), minimum and
 maximum over the seeds. The means over tasks are taken for each seed that has every task, and then
-averaged. A score of zero makes the geometric and the harmonic mean zero.
+averaged. A score of zero makes the geometric and the harmonic mean of its seed zero.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Means", "Row", "Spread", "clue_means", "clue_table", "finite", "print_clue_table"]
+__all__ = [
+    "Means",
+    "Row",
+    "Spread",
+    "clue_means",
+    "clue_table",
+    "finite",
+    "print_clue_table",
+    "zero_words",
+]
 
 Result = Mapping[str, Any]
 
@@ -38,6 +47,11 @@ class Spread:
         """Mean, standard deviation and range of at least one value."""
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         return cls(statistics.fmean(values), deviation, min(values), max(values), len(values))
+
+    @property
+    def range(self) -> str:
+        """From the lowest to the highest."""
+        return f"{self.low:.1f}–{self.high:.1f}"
 
 
 @dataclass(frozen=True)
@@ -59,13 +73,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Means:
-    """Three means over tasks; `zero` names the tasks whose score of zero makes two of them zero."""
+    """Three means over tasks.
+
+    Args:
+        arithmetic, geometric, harmonic: over the seeds.
+        tasks: how many.
+        zero: the tasks that scored zero, per seed; the seed is "" where there is only one.
+    """
 
     arithmetic: Spread
     geometric: Spread
     harmonic: Spread
     tasks: int
-    zero: tuple[str, ...] = ()
+    zero: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def finite(value: object) -> float | None:
@@ -106,10 +126,15 @@ def clue_means(results: Sequence[Result]) -> Means | None:
     if not by_seed:
         return None
     tasks = {task for scores in by_seed.values() for task in scores}
-    complete = [list(scores.values()) for scores in by_seed.values() if len(scores) == len(tasks)]
-    if not complete:
-        complete = [[row.score.mean for row in clue_table(results) if row.score]]
-    zero = sorted({task for scores in by_seed.values() for task in scores if scores[task] <= 0})
+    known = {seed: scores for seed, scores in by_seed.items() if len(scores) == len(tasks)}
+    if not known:
+        known = {"": {row.task: row.score.mean for row in clue_table(results) if row.score}}
+    complete = [list(scores.values()) for scores in known.values()]
+    zero = [
+        (seed if len(known) > 1 else "", names)
+        for seed, scores in known.items()
+        if (names := tuple(task for task in scores if scores[task] <= 0))
+    ]
     return Means(
         Spread.of([statistics.fmean(values) for values in complete]),
         Spread.of([_geometric(values) for values in complete]),
@@ -119,39 +144,84 @@ def clue_means(results: Sequence[Result]) -> Means | None:
     )
 
 
+def zero_words(zero: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, str]:
+    """Which scores of zero make two of the means zero, in English and Chinese.
+
+    Example:
+        >>> zero_words([("1", ["cluener"])])[0]
+        'geometric and harmonic mean of seed 1 count as 0: cluener scored 0'
+    """
+    english, chinese = [], []
+    for seed, tasks in zero:
+        of, whose = (f" of seed {seed}", f"种子 {seed} 的") if seed else ("", "")
+        names = ", ".join(tasks)
+        english.append(f"geometric and harmonic mean{of} count as 0: {names} scored 0")
+        chinese.append(f"{whose}几何平均与调和平均按 0 计：{'、'.join(tasks)} 的得分为 0")
+    return "; ".join(english), "；".join(chinese)
+
+
+WORTH = ("task", "score", "metric", "± sd", "chance", "min–max", "epoch", "time", "tokens/s")
+"""The columns; on a narrow terminal the last of these go first."""
+
+
 def print_clue_table(results: Sequence[Result], console: "Console") -> None:
-    """Print the table and its means on a rich console."""
+    """Print the table and its means on a rich console; a narrow one gets fewer columns."""
     from rich.table import Table
 
     rows, means = clue_table(results), clue_means(results)
-    seeds = max((row.score.count for row in rows if row.score), default=1)
-    gap = 1 if seeds > 1 else 2  # fits 80 columns
+    several = max((row.score.count for row in rows if row.score), default=1) > 1
+    gap = 1 if several else 2  # fits 80 columns
+    columns = _columns(rows, several)
+    width = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+    for name in reversed(WORTH[2:]):
+        if sum(width[one] + gap for one in columns) - gap <= console.width:
+            break
+        columns.pop(name, None)
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
-    for name in ("task", "metric"):
-        table.add_column(name, no_wrap=True)
-    for name in ("score", *(("± sd", "min–max") if seeds > 1 else ()), "chance", "epoch", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("tokens/s", justify="right", no_wrap=True)
-    for row in rows:
-        cells = [row.task, row.metric, "—" if row.score is None else f"{row.score.mean:.2f}"]
-        if seeds > 1 and row.score:
-            cells += [f"{row.score.deviation:.2f}", f"{row.score.low:.1f}–{row.score.high:.1f}"]
-        elif seeds > 1:
-            cells += ["—", "—"]
-        cells += ["—" if row.chance is None else f"{row.chance:.1f}", row.best_epoch or "—"]
-        cells += ["—" if row.seconds is None else f"{row.seconds:.1f} s"]
-        cells += ["—" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"]
+    for name in columns:
+        side: Literal["left", "right"] = "left" if name in ("task", "metric") else "right"
+        least = width[name] if name == "score" else None
+        table.add_column(name, justify=side, no_wrap=True, min_width=least)
+    for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     console.print(table)
     if means is None:
         console.print("no scores yet")
+    if means is None or means.tasks == 1:
         return
     named = (("arithmetic", means.arithmetic), ("geometric", means.geometric))
     for name, mean in (*named, ("harmonic", means.harmonic)):
         spread = f" ± {mean.deviation:.2f}" if mean.count > 1 else ""
-        console.print(f"{name:>10} mean over {means.tasks} tasks: {mean.mean:.2f}{spread}")
+        console.print(
+            f"{name:>10} mean over {means.tasks} tasks: {mean.mean:.2f}{spread}", soft_wrap=True
+        )
     if means.zero:
-        console.print(f"geometric and harmonic mean are 0: {', '.join(means.zero)} scored 0")
+        console.print(zero_words(means.zero)[0], soft_wrap=True)
+
+
+def _columns(rows: Sequence[Row], several: bool) -> dict[str, list[str]]:
+    """The cells of the printed table by column, from left to right."""
+
+    def cells(write: Callable[[Row], str | None]) -> list[str]:
+        return [write(row) or "—" for row in rows]
+
+    def number(value: float | None, form: str, unit: str = "") -> str | None:
+        return None if value is None else format(value, form) + unit
+
+    columns = {
+        "task": cells(lambda row: row.task),
+        "metric": cells(lambda row: row.metric),
+        "score": cells(lambda row: f"{row.score.mean:.2f}" if row.score else None),
+    }
+    if several:
+        columns["± sd"] = cells(lambda row: f"{row.score.deviation:.2f}" if row.score else None)
+        columns["min–max"] = cells(lambda row: row.score.range if row.score else None)
+    return columns | {
+        "chance": cells(lambda row: number(row.chance, ".1f")),
+        "epoch": cells(lambda row: row.best_epoch),
+        "time": cells(lambda row: number(row.seconds, ".1f", " s")),
+        "tokens/s": cells(lambda row: number(row.tokens_per_second, ",.0f")),
+    }
 
 
 def _row(task: str, group: Sequence[Result]) -> Row:

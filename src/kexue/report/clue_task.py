@@ -41,7 +41,7 @@ def task_section(folder: RunFolder, row: Row, results: Sequence[Result]) -> Html
     chance = (
         ""
         if row.chance is None
-        else bilingual(f", chance {row.chance:.1f}", f"，随机 {row.chance:.1f}")
+        else bilingual(f", chance {row.chance:.1f}", f"，瞎猜水平 {row.chance:.1f}")
     )
     return section(
         row.task,
@@ -89,9 +89,11 @@ def _curves(folder: RunFolder, row: Row, results: Sequence[Result]) -> Html:
     parts = Html()
     if losses:
         parts += figure(
-            line_chart(losses, title=("Training loss", "训练损失"), x_label=("epoch", "轮次"))
+            line_chart(
+                losses, title=("Training loss", "训练损失"), x_label=("epoch", "轮次"), start=0
+            )
         )
-        chance = None if row.chance is None else (("chance", "随机"), row.chance)
+        chance = None if row.chance is None else (("chance", "瞎猜水平"), row.chance)
         parts += figure(
             line_chart(
                 scores,
@@ -99,6 +101,7 @@ def _curves(folder: RunFolder, row: Row, results: Sequence[Result]) -> Html:
                 x_label=("epoch", "轮次"),
                 y_label=(f"{row.metric}, percent", f"{row.metric}，百分比"),
                 reference=chance,
+                start=0,
             )
         )
     if trouble:
@@ -200,7 +203,12 @@ def _errors(results: Sequence[Result]) -> Html:
     head = [bilingual("text", "文本"), GOLD, PREDICTED]
     rows = [[_cell(one.get(key)) for key in ("text", "gold", "predicted")] for one in errors]
     n = len(errors)
-    words = bilingual(f"{n} wrong answers" if n > 1 else "a wrong answer", f"{n} 个错误样例")
+    counts = [finite(result.get("wrong")) for result in results]
+    total = sum(int(count) for count in counts if count is not None)
+    if None not in counts and total > n:  # of all seeds
+        words = bilingual(f"{n} of {total:,} wrong answers", f"{total:,} 个错误中的 {n} 个")
+    else:
+        words = bilingual(f"{n} wrong answers" if n > 1 else "a wrong answer", f"{n} 个错误样例")
     return details(words, table(head, rows, wide=True, named=False), open=n <= 6)
 
 

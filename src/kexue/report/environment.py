@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import kexue
+from kexue.hardware import bf16_in_hardware
 
-__all__ = ["bf16_is_native", "cpu_model", "environment", "memory_gb", "usable_cores", "versions"]
+__all__ = ["cpu_model", "environment", "memory_gb", "usable_cores", "versions"]
 
 CORE = ("torch", "numpy", "scipy", "jaxtyping", "safetensors", "typer", "rich")
 NLP = ("transformers", "tokenizers", "datasets", "accelerate")
@@ -39,7 +40,7 @@ def environment() -> dict[str, object]:
         if cuda
         else [],
         "mps": torch.backends.mps.is_available(),
-        "bf16": torch.cuda.is_bf16_supported() if cuda else bf16_is_native(),
+        "bf16": bf16_in_hardware("cuda" if cuda else "cpu"),
         "packages": versions((*CORE[1:], *NLP)),
     }
 
@@ -53,16 +54,6 @@ def versions(names: tuple[str, ...]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def bf16_is_native() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware; False where torch cannot say."""
-    import torch
-
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a build of torch without oneDNN
-        return False
 
 
 def cpu_model() -> str:

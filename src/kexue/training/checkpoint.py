@@ -17,7 +17,7 @@ from typing import Any
 
 from kexue.data.files import explained
 
-__all__ = ["Checkpoints", "replace_folder", "sync_folder", "whole_or_nothing"]
+__all__ = ["Checkpoints", "replace_folder", "restore_folder", "sync_folder", "whole_or_nothing"]
 
 
 class Checkpoints:
@@ -90,6 +90,13 @@ def replace_folder(partial: Path, final: Path) -> None:
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)  # also what an earlier kill left
+
+
+def restore_folder(final: Path) -> None:
+    """Takes a folder back that a kill between the two renames of `replace_folder` put aside."""
+    old = final.with_name(f".old-{final.name}")
+    if old.exists() and not final.exists():
+        old.rename(final)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ was killed and resumed ends in the same bits as one that was not.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from kexue.data.batching import LengthBatches
-from kexue.data.features import FeatureTable
+from kexue.data.features import FeatureTable, content_hash
 from kexue.training.checkpoint import Checkpoints
 from kexue.training.objective import Objective
 from kexue.training.optimizers import make_optimizer, scale
@@ -64,6 +65,7 @@ def fit(
         quiet: no progress.
 
     Raises:
+        ValueError: the checkpoint to resume from belongs to other data or settings.
         FloatingPointError: the loss became NaN or infinite; the message names the step.
     """
     accelerator = accelerator or make_accelerator(settings)
@@ -86,11 +88,17 @@ def fit(
     result = FitResult(**state["result"]) if state else FitResult()
     meter = Meter(**state["meter"]) if state else Meter()
     first = state["step"] if state else 0
+    contents = content_hash(features.lengths.tobytes(), weights_follow_from(settings), rows)
+    if state and state["contents"] != contents:
+        raise ValueError(
+            f"{folder}: the checkpoint belongs to other training data or settings; "
+            "start anew (--overwrite), or bring the old ones back"
+        )
     losses = Losses(accelerator)
 
     def save(step: int) -> None:
         losses.read()  # nothing is saved after a step that went wrong
-        checkpoints.save(step, {"step": step, "result": vars(result), "meter": meter.totals()})
+        checkpoints.save(step, state_of(step, contents, result, meter))
 
     with log_of(
         folder / "metrics.jsonl",
@@ -142,6 +150,16 @@ def fit(
 
 
 LOG_EVERY = 10
+
+
+def weights_follow_from(settings: FitSettings) -> dict[str, Any]:
+    """The settings without those that leave the weights as they are."""
+    return {**asdict(settings), "checkpoint_minutes": None, "tracker": None}
+
+
+def state_of(step: int, contents: str, result: FitResult, meter: Meter) -> dict[str, Any]:
+    """Where training stands, for a checkpoint."""
+    return {"step": step, "contents": contents, "result": vars(result), "meter": meter.totals()}
 
 
 def due(checkpoints: Checkpoints, minutes: float, accelerator: Any) -> bool:

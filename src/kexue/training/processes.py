@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from kexue.hardware import bf16_in_hardware
 from kexue.training.settings import FitSettings
 
-__all__ = ["autocast", "bf16_supported", "make_accelerator", "processes"]
+__all__ = ["autocast", "make_accelerator", "processes"]
 
 
 def make_accelerator(settings: FitSettings, log_folder: Path | None = None) -> Any:
@@ -34,12 +35,5 @@ def processes() -> Any:
 
 def autocast(precision: str, device: torch.device) -> Any:
     """bf16 where asked for, or where it is in hardware and nothing was asked for."""
-    wanted = precision == "bf16" or (precision == "auto" and bf16_supported(device.type))
+    wanted = precision == "bf16" or (precision == "auto" and bf16_in_hardware(device.type))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
-
-
-def bf16_supported(device_type: str) -> bool:
-    """Whether bf16 matrix products are in the hardware."""
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device_type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -69,14 +69,15 @@ def train_step(
             accelerator.backward(part * accelerator.num_processes)
         loss += part.detach()
     if settings.max_grad_norm is not None:
-        clip(model, optimizer, settings.max_grad_norm, accelerator)
+        norm = clip(model, optimizer, settings.max_grad_norm, accelerator)
+        loss = torch.where(norm.isfinite(), loss, torch.nan)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss, count, tokens
 
 
-def clip(model: nn.Module, optimizer: Any, max_norm: float, accelerator: Any) -> None:
-    """Scales the gradients down to a global norm of `max_norm`.
+def clip(model: nn.Module, optimizer: Any, max_norm: float, accelerator: Any) -> Tensor:
+    """Scales the gradients down to a global norm of `max_norm`; returns the norm they had.
 
     A fused optimizer divides each gradient as it reads it, by the factor that a gradient scaler
     would set; that saves a pass over all gradients. Elsewhere, and over several processes,
@@ -84,12 +85,15 @@ def clip(model: nn.Module, optimizer: Any, max_norm: float, accelerator: Any) ->
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if accelerator.num_processes > 1 or not inner.defaults.get("fused"):
-        accelerator.clip_grad_norm_(model.parameters(), max_norm)
-        return
+        found: Any = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+        sharded = getattr(found, "full_tensor", None)
+        whole: Tensor = sharded() if sharded else found
+        return whole
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     inner.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)
     inner.found_inf = torch.zeros_like(norm)
+    return norm
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -132,7 +136,8 @@ class Losses:
         for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss is {value} at step {step}; lower the learning rate or train in fp32"
+                    f"the loss or its gradient is {value} at step {step}; lower the learning rate, "
+                    "or train in fp32"
                 )
         return values[-1]
 

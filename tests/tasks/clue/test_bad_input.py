@@ -334,3 +334,12 @@ def test_an_answer_file_that_is_no_object(folder):
     chid = folder("chid")
     (chid / "dev_answer.json").write_text("[1]", "utf-8")
     assert refused("chid", chid).startswith(f"{chid / 'dev.json'}:1:answers: needs an object")
+
+
+def test_an_id_that_stands_twice_in_the_test_split_is_named_before_training(tmp_path):
+    (tmp_path / "tnews").mkdir()
+    rows = [{"id": n, "sentence": "标题"} for n in (0, 1, 1)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "tnews" / "test.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.json:3:id: '1' stands at .*test\.json:2 already"):
+        load_clue("tnews", tmp_path, "test")

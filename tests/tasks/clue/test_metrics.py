@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from kexue.tasks.clue import load_clue, make_task
 from kexue.tasks.clue.c3 import ChoiceExample
 from kexue.tasks.clue.classification import TextExample
-from kexue.tasks.clue.cmrc2018 import QuestionExample, exact_match, f1, segments
+from kexue.tasks.clue.cmrc2018 import QuestionExample
+from kexue.tasks.clue.reading_scores import exact_match, f1, segments
 from naive.reading_scores import naive_exact_match, naive_f1, naive_segments
 
 texts = st.text("甲乙丙AbcΩé12，。：-！ ）『…", max_size=14)

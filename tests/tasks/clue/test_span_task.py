@@ -118,11 +118,11 @@ def test_a_question_whose_answers_do_not_occur_trains_nothing_but_is_answered():
     assert answered(task, examples, lambda e, s, t: s + t)[0] == "丙"
 
 
-def test_an_answer_that_cuts_a_token_trains_on_cls_and_is_noted():
+def test_an_answer_that_cuts_a_token_trains_nothing_and_is_noted():
     task = task_of(words())
     [feature] = task.encode([asked("共1999人", ("99", 3))], 0)
-    assert (feature["first"], feature["last"]) == (0, 0)
-    assert task.notes == {"questions whose answer cuts a token train on [CLS]": 1}
+    assert (feature["first"], feature["last"]) == (-1, -1)
+    assert task.notes == {"questions whose answer cuts a token train nothing where it stands": 1}
 
 
 def words():

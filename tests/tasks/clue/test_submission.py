@@ -430,6 +430,33 @@ def test_a_reordered_file_is_matched_by_id_and_one_wrong_id_is_refused(tmp_path)
         task.read_submission(path, found)
 
 
+def test_ids_of_another_split_are_refused_though_the_number_of_rows_agrees(tmp_path):
+    (tmp_path / "tnews").mkdir()
+    rows = [{"id": 100 + n, "sentence": f"标题{n}"} for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "tnews" / "test.json").write_text(text, encoding="utf-8")
+    task = make_task("tnews")
+    found = list(examples(task, FolderSource(tmp_path), "test"))
+    path = tmp_path / "answers.json"
+    answers = [{"id": f"other{n}", "label": "100"} for n in range(3)]
+    path.write_text("".join(json.dumps(a) + "\n" for a in answers), encoding="utf-8")
+    with pytest.raises(DataError, match="no answer for '100'"):
+        task.read_submission(path, found)
+
+
+def test_the_name_of_a_topic_is_no_code_and_refused(tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text('{"id": "0", "label": "story"}\n', encoding="utf-8")
+    (tmp_path / "tnews").mkdir()
+    (tmp_path / "tnews" / "test.json").write_text(
+        '{"id": 0, "sentence": "标题"}\n', encoding="utf-8"
+    )
+    task = make_task("tnews")
+    found = list(examples(task, FolderSource(tmp_path), "test"))
+    with pytest.raises(DataError, match="'story' is no label of tnews"):
+        task.read_submission(path, found)
+
+
 def test_a_line_too_many_is_refused_where_no_row_was_left_out(tmp_path):
     source = FolderSource(tmp_path)
     (tmp_path / "tnews").mkdir()

@@ -87,7 +87,33 @@ def test_a_span_without_text_or_index_is_refused(wrong):
         make_task("wsc").read(record(**wrong), 0, labelled=True)
 
 
-def test_overlapping_spans_are_refused():
-    overlapping = record(span2_text="明", span2_index=1)
-    with pytest.raises(DataError, match=r"the two spans overlap: \(0, 2\) and \(1, 2\)"):
-        make_task("wsc").read(overlapping, 0, labelled=True)
+def test_crossing_spans_are_refused():
+    crossing = Record(
+        Path("dev.json"),
+        "7",
+        {
+            "text": "甲乙丙",
+            "label": "true",
+            "target": {
+                "span1_text": "甲乙",
+                "span1_index": 0,
+                "span2_text": "乙丙",
+                "span2_index": 1,
+            },
+        },
+    )
+    with pytest.raises(DataError, match=r"the two spans cross: \(0, 2\) and \(1, 3\)"):
+        make_task("wsc").read(crossing, 0, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("noun", "pronoun", "marked"),
+    [
+        ((0, 4), (0, 1), "_[他]的父亲_来了"),
+        ((0, 4), (2, 4), "_他的[父亲]_来了"),
+        ((0, 1), (0, 4), "[_他_的父亲]来了"),
+        ((0, 4), (1, 2), "_他[的]父亲_来了"),
+    ],
+)
+def test_a_span_inside_the_other_is_marked_inside_it(noun, pronoun, marked):
+    assert mark_spans("他的父亲来了", noun, pronoun) == marked

@@ -121,7 +121,7 @@ _WRITERS: dict[str, tuple[Callable[[Source, int], _Files], tuple[int, int, int]]
     "csl": (_plain("csl", csl), (600, 120, 120)),
     "cmrc2018": (_cmrc2018, (600, 100, 100)),
     "c3": (_c3, (300, 100, 100)),
-    "chid": (_chid, (640, 80, 80)),
+    "chid": (_chid, (420, 80, 80)),
     "cluener": (_plain("cluener", cluener), (600, 120, 120)),
 }
 MINI_TASKS: tuple[str, ...] = tuple(_WRITERS)

@@ -46,11 +46,17 @@ def make_task(name: str, tokenizer: Any = None, **options: Any) -> Task:
 def examples(task: Task, source: Source, split: str) -> Iterator[Example]:
     """The examples of a split, one after the other; rows left out are counted in `task.notes`."""
     row = 0
+    seen: dict[str, str] = {}
     for record in source.records(task, split):
         for example in task.read(record, row, labelled=split != "test"):
             row += 1
-            if example is not None:
-                yield example
+            if example is None:
+                continue
+            for key in task.keys(example) if split == "test" else ():
+                if key in seen:
+                    raise DataError(f"{example.where}:id: {key!r} stands at {seen[key]} already")
+                seen[key] = example.where
+            yield example
     if row == 0:
         raise DataError(f"{task.name}: the {split} split holds no records")
 

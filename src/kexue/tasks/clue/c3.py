@@ -15,7 +15,8 @@ import numpy as np
 
 from kexue.data.corpus import DataError, Record, read_json
 from kexue.tasks.clue.choice import Choice
-from kexue.tasks.clue.task import Example, Feature, Mistake, submission_rows, write_lines
+from kexue.tasks.clue.submission import submission_rows, write_lines
+from kexue.tasks.clue.task import Example, Feature, Mistake
 
 __all__ = ["C3", "ChoiceExample"]
 
@@ -85,7 +86,7 @@ class C3(Choice[ChoiceExample]):
                 raise asked.error("answer", f"{answer!r} is none of the choices {choices}")
             examples.append(
                 ChoiceExample(
-                    id=str(value.get("id", row + number)),
+                    id=asked.identity(row + number),
                     row=row + number,
                     where=asked.where,
                     passage="||".join(lines),

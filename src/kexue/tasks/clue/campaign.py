@@ -12,7 +12,7 @@ from typing import Any
 
 from kexue.report import RunFolder, write_clue_report
 from kexue.report.environment import environment
-from kexue.tasks.clue.run import ClueSettings, TaskResult, train_task
+from kexue.tasks.clue.run import ClueSettings, TaskResult, encode_task, train_task
 from kexue.tasks.clue.sources import open_source
 from kexue.training.processes import processes
 
@@ -61,7 +61,7 @@ def run_campaign(
         "seeds": list(range(seeds)),
         "model": settings.model,
         "data": data,
-        "settings": asdict(settings),
+        "settings": asked_for(settings),
     }
     source = open_source(data)
     goes_on = may_write(run, config, resume=resume, overwrite=overwrite)
@@ -74,13 +74,17 @@ def run_campaign(
     def begin() -> None:
         nonlocal begun
         if not begun and process.is_main_process:
-            shutil.rmtree(run.path, ignore_errors=True)
+            if run.path.exists():
+                shutil.rmtree(run.path)
             run.write_json("config.json", config)
             run.write_json("environment.json", environment())
         begun = True
         process.wait_for_everyone()
 
     finished = {(r["task"], r["seed"]) for r in results}
+    for task in tasks:  # hours of training must not end in a complaint about the next one's data
+        if any((task, seed) not in finished for seed in range(seeds)):
+            encode_task(task, source, settings)
     for task in tasks:
         for seed in range(seeds):
             if (task, seed) in finished:
@@ -114,14 +118,14 @@ def may_write(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite
     Raises:
         ValueError: the folder holds something else.
     """
-    if run.exists("config.json"):
+    if is_run(run):
         if resume:
             old = run.read_json("config.json")
-            differing = [k for k in config if k != "command" and config[k] != plain(old.get(k))]
-            if differing:
+            changed = differences(plain({**old, "command": ""}), plain({**config, "command": ""}))
+            if changed:
                 raise ValueError(
-                    f"{run.path}: cannot resume, the run was started with another "
-                    f"{', '.join(differing)}; give the same settings or another --out"
+                    f"{run.path}: cannot resume, the run was started with other settings "
+                    f"({'; '.join(changed)}); give the same ones or another --out"
                 )
             return True
         if not overwrite:
@@ -134,8 +138,36 @@ def may_write(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite
     return False
 
 
+def asked_for(settings: ClueSettings) -> dict[str, Any]:
+    """The settings as given; what the tasks make of them stands in results.json."""
+    given = asdict(settings)
+    for name in ("epochs", "batch_size", "learning_rate", "seed"):
+        given["fit"].pop(name)
+    return given
+
+
+def is_run(run: RunFolder) -> bool:
+    """Whether a run's config stands there, and not, say, a model's."""
+    if not run.exists("config.json"):
+        return False
+    found = run.read_json("config.json")
+    return isinstance(found, dict) and {"tasks", "seeds", "settings"} <= found.keys()
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two configs, as "name: old, now new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if k not in MAY_CHANGE]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), k)]
+    return [] if old == new else [f"{name}: {old}, now {new}"]
+
+
+MAY_CHANGE = ("checkpoint_minutes", "tracker")
+"""Settings that leave the weights as they are."""
+
+
 def plain(value: Any) -> Any:
-    """JSON has lists where Python has tuples."""
+    """As JSON has it: lists where Python has tuples."""
     if isinstance(value, dict):
-        return {k: tuple(v) if k == "tricks" else plain(v) for k, v in value.items()}
-    return value
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value

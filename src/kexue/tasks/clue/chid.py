@@ -117,6 +117,9 @@ class CHID(Choice[IdiomExample]):
             )
         ]
 
+    def keys(self, example: IdiomExample) -> tuple[str, ...]:
+        return tuple(blank.mark for blank in example.blanks)
+
     def encode(self, examples: Sequence[IdiomExample], first: int) -> Iterator[Feature]:
         cls, sep, gap = self.pieces.cls, self.pieces.sep, self.pieces.id_of("[unused1]")
         blank = [self.pieces.mask] * 4

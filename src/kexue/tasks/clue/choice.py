@@ -39,7 +39,7 @@ class Choice(Task[E]):
         return batch
 
     def head(self, hidden_size: int) -> nn.Module:
-        return ChoiceHead(hidden_size)
+        return ChoiceHead(hidden_size, self.pooling)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         scores = model(**batch.inputs, num_choices=self.rows)  # (questions, rows)

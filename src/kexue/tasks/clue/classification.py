@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from kexue.data.batching import Batch
 from kexue.data.corpus import Record
 from kexue.nn import SequenceHead
-from kexue.tasks.clue.task import Example, Feature, Mistake, Task, submission_rows, write_lines
+from kexue.tasks.clue.submission import submission_rows, write_lines
+from kexue.tasks.clue.task import Example, Feature, Mistake, Task
 
 __all__ = ["Classification", "TextExample"]
 
@@ -76,7 +77,7 @@ class Classification(Task[TextExample]):
             return [None]
         return [
             TextExample(
-                id=str(record.value.get("id", row)),
+                id=record.identity(row),
                 row=row,
                 where=record.where,
                 texts=self.texts(record),
@@ -100,7 +101,7 @@ class Classification(Task[TextExample]):
         return batch
 
     def head(self, hidden_size: int) -> nn.Module:
-        return SequenceHead(hidden_size, len(self.labels))
+        return SequenceHead(hidden_size, len(self.labels), self.pooling)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(**batch.inputs).float(), batch.targets["label"])

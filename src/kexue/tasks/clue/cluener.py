@@ -22,7 +22,8 @@ from kexue.data.corpus import Record
 from kexue.data.tokens import SpanMap
 from kexue.losses import flatten_spans, multilabel_cross_entropy
 from kexue.nn import GlobalPointer
-from kexue.tasks.clue.task import Example, Feature, Mistake, Task, submission_rows, write_lines
+from kexue.tasks.clue.submission import submission_rows, write_lines
+from kexue.tasks.clue.task import Example, Feature, Mistake, Task
 
 __all__ = ["CLUENER", "Entity", "EntityExample", "f1_of"]
 
@@ -70,7 +71,7 @@ class CLUENER(Task[EntityExample]):
     def read(self, record: Record, row: int, labelled: bool) -> list[EntityExample | None]:
         return [
             EntityExample(
-                id=str(record.value.get("id", row)),
+                id=record.identity(row),
                 row=row,
                 where=record.where,
                 text=record.text("text"),
@@ -163,9 +164,11 @@ class CLUENER(Task[EntityExample]):
         text = starts >= 0  # neither [CLS], [SEP] nor padding
         inside = text[:, None, :, None] & text[:, None, None, :]
         found: list[list[Entity]] = [[] for _ in batch.examples]
-        for i, kind, m, n in ((scores > 0) & inside).nonzero().tolist():  # (2)
+        row, kind, m, n = ((scores > 0) & inside).nonzero().unbind(1)  # (2)
+        cells = (row, kind, starts[row, m], ends[row, n])
+        for i, k, start, end in zip(*(c.tolist() for c in cells), strict=True):
             if i < len(found):
-                found[i].append((self.labels[kind], int(starts[i, m]), int(ends[i, n])))
+                found[i].append((self.labels[k], start, end))
         return found
 
     def decode(

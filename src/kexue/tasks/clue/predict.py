@@ -1,5 +1,6 @@
 """From a model to predictions: encoded splits, and what a model says of them (S01)."""
 
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,8 @@ def split_features(task: Task, source: Source, split: str, notes: list[str]) -> 
         split: "train", "dev" or "test".
         notes: what reading and encoding had to leave out is added here.
     """
-    key = task.fingerprint(split, task.version, *source.contents(task, split))
+    reading = inspect.getsource(inspect.getmodule(type(source)) or type(source))
+    key = task.fingerprint(split, task.version, reading, *source.contents(task, split))
     remarks = cache_folder() / f"{key}.json"
 
     def features() -> Iterator[Feature]:
@@ -129,6 +131,11 @@ def load_trained(folder: Path, version: str = "1.1") -> tuple[Task, TextModel]:
     """
     purpose = read_purpose(folder)
     tokenizer = load_tokenizer(folder)
-    task = make_task(purpose["task"], tokenizer, max_length=purpose["max_length"], version=version)
-    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    return task, load_text_model(folder, task.head(size))
+    task = make_task(
+        purpose["task"],
+        tokenizer,
+        max_length=purpose["max_length"],
+        pooling=purpose["pooling"],
+        version=version,
+    )
+    return task, load_text_model(folder, task.head(purpose["hidden_size"]))

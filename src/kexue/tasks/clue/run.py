@@ -4,7 +4,6 @@ train_task(...)  →  run folder/<task>/ {metrics.jsonl, best/, predictions.json
                     run folder/submission/<official name>
 """
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kexue.data.batching import padded_length
 from kexue.data.features import FeatureTable
 from kexue.data.files import atomic_write_text
+from kexue.hardware import bf16_in_hardware
 from kexue.models.cpu_training import prepare_for_cpu
 from kexue.models.loading import LoadTable, load_encoder, load_tokenizer
 from kexue.models.saving import save_text_model
@@ -32,13 +33,13 @@ from kexue.tasks.clue.predict import (
 )
 from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Task
-from kexue.training.checkpoint import replace_folder, whole_or_nothing
+from kexue.training.checkpoint import replace_folder, restore_folder, whole_or_nothing
 from kexue.training.fit import fit
 from kexue.training.objective import apply_tricks
 from kexue.training.processes import make_accelerator
 from kexue.training.settings import FitSettings
 
-__all__ = ["ClueSettings", "TaskResult", "train_task"]
+__all__ = ["ClueSettings", "TaskResult", "encode_task", "train_task"]
 
 TINY_RATE, PRETRAINED_RATE = 1e-3, 2e-5
 
@@ -51,6 +52,7 @@ class ClueSettings:
         model: "tiny", a model folder or a hub name.
         version: which test files: "1.0" or "1.1".
         epochs, batch_size, max_length: None: the recipe of the task (S01, section 2.2).
+        pooling: what the heads for whole texts read: "first" ([CLS]), "avg" or "max".
         learning_rate: None: 1e-3 for tiny, 2e-5 for a pretrained encoder.
         tricks: objective wrappers, `name=value`, innermost first.
         fit: everything else about the loop.
@@ -61,9 +63,25 @@ class ClueSettings:
     epochs: int | None = None
     batch_size: int | None = None
     max_length: int | None = None
+    pooling: str = "first"
     learning_rate: float | None = None
     tricks: tuple[str, ...] = ()
     fit: FitSettings = field(default_factory=FitSettings)
+
+    def task(self, name: str) -> Task:
+        """A task with the model's tokenizer.
+
+        Raises:
+            CheckpointError: the model has no usable tokenizer.
+            ValueError: there is no such task, version, length or pooling.
+        """
+        return make_task(
+            name,
+            load_tokenizer(self.model),
+            max_length=self.max_length,
+            version=self.version,
+            pooling=self.pooling,
+        )
 
     def for_task(self, task: Task, seed: int) -> FitSettings:
         """The loop's settings for one task and seed."""
@@ -97,7 +115,9 @@ class TaskResult:
     submission: str | None = None
     confusion: dict[str, Any] | None = None
     errors: list[dict[str, str]] = field(default_factory=list)
+    wrong: int = 0
     notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def train_task(
@@ -138,8 +158,8 @@ def train_task(
     began = time.perf_counter()
     folder = folder or name
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(settings.model)
-    task = make_task(name, tokenizer, max_length=settings.max_length, version=settings.version)
+    task = settings.task(name)
+    tokenizer = task.tokenizer
     loop = settings.for_task(task, seed)
     objective = apply_tricks(task.loss, settings.tricks)
     accelerator = make_accelerator(loop, run.path / folder)
@@ -152,11 +172,11 @@ def train_task(
     test = split_features(task, source, "test", notes)
 
     encoder, table = load_encoder(settings.model, vocabulary_size=len(tokenizer))
-    fits_positions(encoder, train, dev, test)
+    fits_positions(encoder, task, train, dev, test)
     if accelerator.device.type == "cpu":
         prepare_for_cpu(encoder)
     config: Any = encoder.config
-    model = TextModel(encoder, task.head(config.hidden_size))
+    model = TextModel(encoder, task.head(config.hidden_size), padded_right=True)
     if accelerator.is_main_process and settings.model != "tiny":
         say(str(table))
 
@@ -164,6 +184,7 @@ def train_task(
     if loop.tracker:
         accelerator.init_trackers(f"{name}-seed{seed}")
     best = run.path / folder / "best"
+    restore_folder(best)
     evaluate = evaluator(task, dev, dev_examples, accelerator, loop.max_tokens)
     result = fit(
         model,
@@ -181,13 +202,14 @@ def train_task(
         resume=resume,
         quiet=quiet,
     )
-    if loop.tracker:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
     # What was saved, read back: the scores and the submission are those of the files.
     task, model = load_trained(best, version=settings.version)
     model.to(accelerator.device)
     scores, predictions = evaluator(task, dev, dev_examples, accelerator, loop.max_tokens)(model)
+    notes += [f"dev predictions: {text} ({count})" for text, count in task.notes.items()]
     told = predict(task, model, test, test_examples, accelerator, loop.max_tokens)
     submission = f"{submissions}/{task.submission_name}"
     if accelerator.is_main_process:
@@ -197,7 +219,16 @@ def train_task(
         task.read_submission(path, test_examples)
         write_predictions(run.path / folder / "predictions.jsonl", dev_examples, predictions)
     accelerator.wait_for_everyone()
-    mistakes = itertools.islice(task.mistakes(dev_examples, predictions), 12)
+    mistakes = list(task.mistakes(dev_examples, predictions))
+    in_bf16 = loop.precision == "bf16" or (
+        loop.precision == "auto" and bf16_in_hardware(accelerator.device.type)
+    )
+    used: dict[str, Any] = {
+        "max_length": task.length,
+        "pooling": task.pooling,
+        "tricks": list(settings.tricks),
+    }
+    used |= {**asdict(loop), "precision": "bf16" if in_bf16 else "fp32"}
     return TaskResult(
         task=name,
         seed=seed,
@@ -209,14 +240,28 @@ def train_task(
         seconds=time.perf_counter() - began,
         tokens_per_second=result.tokens_per_second,
         samples_per_second=result.samples_per_second,
-        train_examples=len(train),
+        train_examples=train.example_count,
         dev_examples=len(dev_examples),
         folder=folder,
         submission=submission,
         confusion=task.confusion(dev_examples, predictions),
-        errors=[asdict(m) for m in mistakes],
+        errors=[asdict(m) for m in mistakes[:12]],
+        wrong=len(mistakes),
         notes=notes,
+        settings=used,
     )
+
+
+def encode_task(name: str, source: Source, settings: ClueSettings) -> None:
+    """Reads and encodes all splits of a task, so that they are known to be good and at hand.
+
+    Raises:
+        DataError: something in the data is not as it must be.
+        CheckpointError: the model has no usable tokenizer.
+    """
+    task = settings.task(name)
+    for split in ("train", "dev", "test"):
+        split_features(task, source, split, [])
 
 
 def keeper(
@@ -235,6 +280,7 @@ def keeper(
             purpose = {
                 "task": task.name,
                 "max_length": task.length,
+                "pooling": task.pooling,
                 "from": settings.model,
                 "matched": table.share,
             }
@@ -248,18 +294,22 @@ def keeper(
     return keep
 
 
-def fits_positions(encoder: nn.Module, *tables: FeatureTable) -> None:
-    """Refuses rows longer than the encoder has positions for.
+def fits_positions(encoder: nn.Module, task: Task, *tables: FeatureTable) -> None:
+    """Refuses rows, padding included, longer than the encoder has positions for.
 
     Raises:
         ValueError: the message gives both numbers.
     """
     longest = max(int(table.lengths.max()) for table in tables)
-    positions = getattr(encoder.config, "max_position_embeddings", None)
-    if positions and longest > positions:
+    width = max(longest, min(padded_length(longest), task.length))
+    config: Any = encoder.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # they count positions from there
+    if positions and width > positions:
         raise ValueError(
-            f"the longest row has {longest} tokens, the encoder has {positions} positions; "
-            f"give --max-length {positions} or less"
+            f"the longest row has {longest} tokens, padded to {width}; the encoder has {positions} "
+            f"positions; give --max-length {positions // 16 * 16} or less"
         )
 
 

@@ -36,12 +36,13 @@ class FolderSource:
 
     Args:
         path: holds `tnews/`, `afqmc/`, … (or `tnews_public/`, …), or is itself one such folder.
+        own: it is itself one, whatever else it holds.
 
     Raises:
         DataError: no such folder, or a zip archive.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, own: bool = False) -> None:
         if path.is_file():
             raise DataError(
                 f"{path}: a folder is needed, this is a file; if it is the benchmark's zip, "
@@ -49,7 +50,7 @@ class FolderSource:
             )
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; give mini, hub or a folder of CLUE data")
-        self.path = path
+        self.path, self.own = path, own
 
     def folder(self, task: Task) -> Path:
         """The task's folder.
@@ -57,6 +58,8 @@ class FolderSource:
         Raises:
             DataError: it is not there; says so if its zip is.
         """
+        if self.own:
+            return self.path
         names = (task.name, f"{task.name}_public", f"{task.hub_config}_public", f"clue{task.name}")
         for name in names:
             if (self.path / name).is_dir():
@@ -125,7 +128,7 @@ class HubSource:
         if key not in self.loaded:
             try:
                 self.loaded[key] = load_dataset(self.name, key[0], split=key[1])
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise DataError(
                     f"{self.name}/{task.hub_config}: {split} not loaded: {reason}; without a "

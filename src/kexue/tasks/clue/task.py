@@ -15,16 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
-from kexue.data import tokens
+from kexue.data import corpus, tokens
 from kexue.data.batching import Batch, pad_rows
-from kexue.data.corpus import DataError, Record, existing_file, read_json_lines
+from kexue.data.corpus import Record, read_json_lines
 from kexue.data.features import content_hash
-from kexue.data.files import atomic_writer
 from kexue.data.tokens import Pieces
+from kexue.nn import Pooling
 
 __all__ = ["Example", "Feature", "Mistake", "Task"]
 
@@ -65,6 +65,7 @@ class Task(ABC, Generic[E]):
         tokenizer: a fast tokenizer; needed by `encode`, `collate` and nothing else.
         max_length: tokens of a row; default: the author's.
         version: which of the published test files, "1.0" or "1.1".
+        pooling: what the heads for whole texts read: "first" ([CLS]), "avg" or "max".
     """
 
     name: ClassVar[str]
@@ -85,12 +86,22 @@ class Task(ABC, Generic[E]):
     extra_tokens: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, tokenizer: Any = None, *, max_length: int | None = None, version: str = "1.1"
+        self,
+        tokenizer: Any = None,
+        *,
+        max_length: int | None = None,
+        version: str = "1.1",
+        pooling: str = "first",
     ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}")
+        if pooling not in ("first", "avg", "max"):
+            raise ValueError(f"pooling must be first, avg or max, got {pooling!r}")
         if version not in ("1.0", "1.1"):
             raise ValueError(f"test version must be 1.0 or 1.1, got {version!r}")
         self.version = version if version in self.versions else self.versions[-1]
-        self.length = max_length or self.max_length
+        self.length = self.max_length if max_length is None else max_length
+        self.pooling = cast("Pooling", pooling)
         self.notes: dict[str, int] = {}
         self.tokenizer = tokenizer
         if tokenizer is not None:
@@ -133,6 +144,10 @@ class Task(ABC, Generic[E]):
             DataError: something in the record is not as it must be.
         """
 
+    def keys(self, example: E) -> tuple[str, ...]:
+        """What a submission calls the example's answers by; none may occur twice in a split."""
+        return (example.id,)
+
     # Encoding
 
     @abstractmethod
@@ -147,9 +162,12 @@ class Task(ABC, Generic[E]):
         """A hash of all that the features of a corpus follow from."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         vocabulary = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
-        modules = [tokens, *(inspect.getmodule(c) for c in type(self).__mro__)]
+        modules = [corpus, tokens, *(inspect.getmodule(c) for c in type(self).__mro__)]
         code = [inspect.getsource(m) for m in modules if m and m.__name__.startswith("kexue.")]
-        return content_hash(self.name, self.options, self.columns, code, vocabulary, *parts)
+        pieces = self.pieces
+        special = (pieces.cls, pieces.sep, pieces.pad, pieces.mask)
+        known = (self.name, self.options, self.columns, special)
+        return content_hash(*known, code, vocabulary, *parts)
 
     @property
     def options(self) -> tuple[int, ...]:
@@ -227,51 +245,3 @@ class Task(ABC, Generic[E]):
             DataError: an id is missing, doubled or unknown, or an answer is not a legal one; the
                 message names file, line and field.
         """
-
-
-def submission_rows(
-    path: Path, examples: Sequence[Example], rows_left_out: bool = False
-) -> list[Record]:
-    """The lines of a submission that belong to the examples, in the order of the examples.
-
-    By id where the ids are the examples' own. By row where the file counts its rows from 0 and
-    the examples were read from a file that has other ids or none (labelled data).
-
-    Args:
-        path: the submission.
-        examples: of the split it answers.
-        rows_left_out: the split has rows that are no examples; the submission answers them too.
-
-    Raises:
-        DataError: lines without id, doubled or unknown ids, or an example without an answer.
-    """
-    by_id: dict[str, Record] = {}
-    for line in read_json_lines(existing_file(path)):
-        key = str(line.get("id", (str, int)))
-        if key in by_id:
-            raise line.error("id", f"{key!r} stands in line {by_id[key].position} already")
-        by_id[key] = line
-    absent = next((e for e in examples if e.id not in by_id), None)
-    known = {e.id for e in examples}
-    surplus = [line for key, line in by_id.items() if key not in known]
-    counted = list(by_id) == [str(n) for n in range(len(by_id))]
-    if absent is None:
-        if surplus and not (counted and rows_left_out):
-            raise surplus[0].error("id", f"{surplus[0].value['id']!r} is no id of the split")
-        return [by_id[e.id] for e in examples]
-    by_row = counted or len(surplus) == len(by_id)
-    rows = max(e.row for e in examples) + 1
-    if by_row and (len(by_id) == rows or (rows_left_out and len(by_id) > rows)):
-        lines = list(by_id.values())
-        return [lines[e.row] for e in examples]
-    raise DataError(
-        f"{path}:{len(by_id)}:id: no answer for {absent.id!r} ({absent.where}); write one line for "
-        "each row of the test file, with the row's own id"
-    )
-
-
-def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """JSON lines, whole or not at all."""
-    with atomic_writer(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -39,7 +39,7 @@ class TNews(Classification):
         return super().file_names(split)
 
     def name_of(self, code: str) -> str:
-        return CODE_TO_NAME.get(code, code)
+        return CODE_TO_NAME.get(code, "")
 
     def code_of(self, name: str) -> str:
         return NAME_TO_CODE[name]

@@ -39,8 +39,9 @@ class WSC(Classification):
                     f"first occurrence: {text.find(mention)}",
                 )
             spans.append((start, start + len(mention)))
-        if spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1]:
-            raise record.error("target", f"the two spans overlap: {spans[0]} and {spans[1]}")
+        (a, b), (c, d) = sorted(spans)
+        if a < c < b < d:
+            raise record.error("target", f"the two spans cross: {spans[0]} and {spans[1]}")
         return (mark_spans(text, *spans),)
 
 
@@ -51,8 +52,10 @@ def mark_spans(text: str, noun: tuple[int, int], pronoun: tuple[int, int]) -> st
         >>> mark_spans("苹果很甜，他吃了它。", (0, 2), (8, 9))
         '_苹果_很甜，他吃了[它]。'
     """
-    (a, b), (c, d) = noun, pronoun
-    marks = [(a, True, "_"), (b, False, "_"), (c, True, "["), (d, False, "]")]
-    for place, _, mark in sorted(marks, reverse=True):  # a closing mark goes before an opening one
+    marks = []
+    for (start, end), (opening, closing) in ((noun, "__"), (pronoun, "[]")):
+        marks += [(start, 1, start - end, opening), (end, 0, end - start, closing)]
+    # from the back; at one place a closing mark stands before an opening one, an inner one inside
+    for place, _, _, mark in sorted(marks, reverse=True):
         text = text[:place] + mark + text[place:]
     return text
