@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from families.wordpiece import wordpiece
 from kexue.data.tokens import Pieces, SpanMap, truncate_longest
 from kexue.models.tiny import tiny_tokenizer
 from naive.truncation import naive_truncation
@@ -19,17 +20,7 @@ def bert():
     """WordPiece with BERT's normalizer: lower case, accents stripped, CJK characters apart."""
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "##bc", "abc", "e", "##e"]
     entries += [*"中文字甲乙，。", "b", "12", "##9", "1", "２", "ω", "##ω", "x", "😀"]
-    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(entries)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return wordpiece(entries)
 
 
 TINY, BERT = Pieces(tiny_tokenizer()), Pieces(bert())

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from families.wordpiece import wordpiece as bert_like
 from kexue.data.corpus import Record
 from kexue.models.tiny import tiny_tokenizer
 from kexue.tasks.clue import load_clue, make_task
@@ -244,17 +243,7 @@ def test_the_blank_is_one_entry_of_the_vocabulary_and_added_where_it_is_absent(p
 def wordpiece(unused):
     entries = ["[PAD]", *(["[unused1]"] if unused else []), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     entries += ["[", "]", "unused", "##1", "他", "了", *sorted(set("".join(IDIOMS)))]
-    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(entries)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return bert_like(entries)
 
 
 # Reading

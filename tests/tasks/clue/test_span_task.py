@@ -7,10 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
+from families.wordpiece import wordpiece
 from kexue.models.tiny import tiny_tokenizer
 from kexue.nn import best_span, span_cross_entropy
 from kexue.tasks.clue import load_clue, make_task
@@ -129,17 +128,7 @@ def words():
     """A WordPiece tokenizer as BERT's: lower case, accents stripped, words kept together."""
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cafe", "1999", "##s", "omega"]
     entries += list("共人甲乙丙问谁，。我在喝")
-    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(entries)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return wordpiece(entries)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
