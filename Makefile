@@ -48,6 +48,8 @@ docs: $(BIN)/.stamp-run  ## the generated index pages
 
 bench: $(BIN)/.stamp-dev  ## speed against the best peer; results go to benchmarks/results
 	$(BIN)/python benchmarks/clue_throughput.py
+	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/random_numbers.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

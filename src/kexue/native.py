@@ -15,6 +15,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache, cached_property
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 __all__ = ["Loop", "native_library", "native_status"]
 
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno")
+ROUNDING = "-ffp-contract=off"
+"""a·b + c is rounded twice, in vectors and in what is left over after them: so the bits depend
+neither on the number of threads nor on the processor."""
 OPENMP = "-fopenmp"
-
-
 LETTERS = {
     "x": ctypes.c_void_p,
     "n": ctypes.c_int64,
@@ -106,17 +108,29 @@ def _load(folder: Path) -> tuple[ctypes.CDLL | None, str]:
         target = _cache() / f"native-{_fingerprint(sources, compiler)}.so"
         if not target.exists():
             _compile(compiler, sources, target)
-        return ctypes.CDLL(str(target)), f"compiled by {compiler}"
+        return _open(compiler, sources, target), f"compiled by {compiler}"
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"could not be compiled ({error}); torch's own operations are used"
+
+
+def _open(compiler: str, sources: list[Path], target: Path) -> ctypes.CDLL:
+    """The library; made again if the file is broken, as after a crash of the machine."""
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:
+        _compile(compiler, sources, target)
+        return ctypes.CDLL(str(target))
 
 
 def _cache() -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kexue"
     folder = Path(os.environ.get("KEXUE_CACHE", default))
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():  # a library that somebody else could have put there
+    kept = folder.stat()  # no library that somebody else could have put there
+    if kept.st_uid != os.getuid():
         raise OSError(f"{folder} belongs to another user")
+    if kept.st_mode & stat.S_IWOTH:
+        raise OSError(f"{folder} may be written by others")
     return folder
 
 
@@ -124,7 +138,7 @@ def _fingerprint(sources: list[Path], compiler: str) -> str:
     """Of all that decides what the library holds; unlike machines may share a home folder."""
     text = [source.read_text(encoding="utf-8") for source in sources]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30)
-    text += [version.stdout, " ".join(FLAGS), platform.machine(), _instruction_set()]
+    text += [version.stdout, " ".join((*FLAGS, ROUNDING)), platform.machine(), _instruction_set()]
     return hashlib.sha256("\0".join(text).encode()).hexdigest()[:24]
 
 
@@ -141,7 +155,8 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
         for openmp in ([OPENMP], []):  # some compilers come without OpenMP: one thread then
-            command = [compiler, *FLAGS, *openmp, *map(str, sources), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, ROUNDING, *openmp, *map(str, sources)]
+            command += ["-o", str(made), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode == 0:
                 made.replace(target)

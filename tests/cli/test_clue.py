@@ -166,7 +166,7 @@ def test_every_seed_has_its_folder_and_its_row(mini, tmp_path):
 
 def test_a_campaign_runs_several_tasks_into_one_table(mini, tmp_path):
     from kexue.tasks.clue.campaign import run_campaign
-    from kexue.tasks.clue.run import ClueSettings
+    from kexue.tasks.clue.settings import ClueSettings
 
     settings = ClueSettings(epochs=1, batch_size=16)
     said = []
@@ -182,7 +182,7 @@ def test_a_campaign_runs_several_tasks_into_one_table(mini, tmp_path):
 
 def test_a_campaign_goes_on_after_the_tasks_that_are_finished(mini, tmp_path):
     from kexue.tasks.clue.campaign import run_campaign
-    from kexue.tasks.clue.run import ClueSettings
+    from kexue.tasks.clue.settings import ClueSettings
 
     settings, out = ClueSettings(epochs=1, batch_size=16), tmp_path / "run"
     tasks = ["tnews", "ocnli"]

@@ -282,6 +282,26 @@ def test_it_leaves_no_gradient_and_changes_no_parameter():
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_running_statistics_come_back_after_train_mode(per_sample):
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(6, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = torch.arange(12.0).view(4, 1, 3), torch.tensor([0, 1, 0, 1])
+    fisher_diagonal(model, [batch], include="", training=True, per_sample=per_sample)
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+def test_patterns_are_found_in_the_names_without_wrappers():
+    model, batch = network(), data()
+    wrapped = nn.Module()
+    wrapped.module = model
+    wrapped.forward = model.forward
+    found = fisher_diagonal(wrapped, [batch], include="^0")
+    assert found.keys() == {"0.weight", "0.bias"}
+    for name, value in fisher_diagonal(model, [batch], include="^0").items():
+        assert torch.equal(found[name], value)
+
+
 def test_frozen_parameters_are_left_out():
     model, (x, y) = network(), data()
     model[0].requires_grad_(False)
@@ -379,6 +399,7 @@ def test_the_scope_tensor_keeps_the_share_of_each():
         ({"keep_prob": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"keep_prob": 1e-4}, "keeps none"),
         ({"scope": "row"}, "'global' or 'tensor', got 'row'"),
+        ({"fisher": {}}, "fisher is empty"),
         ({"fisher": {"a": torch.zeros(5)}}, r"all Fisher values are zero \(a\)"),
         ({"fisher": {"a": torch.tensor([1.0, math.nan])}}, "of a must be finite"),
         ({"fisher": {"a": torch.tensor([1.0, math.inf])}}, "of a must be finite"),
@@ -403,6 +424,7 @@ def test_masks_that_make_no_sense_are_refused(change, message):
         ({"dataloader": []}, "no sample"),
         ({"dataloader": [(X, Y[:2])]}, r"one row per sample, got tuple of torch.Size\(\[3, 2\]\)"),
         ({"dataloader": [("words", Y)]}, "got tuple of str"),
+        ({"dataloader": [{"x": X, "y": Y}]}, "must have the key 'labels', got x, y"),
     ],
 )
 def test_a_fisher_that_makes_no_sense_is_refused(change, message):

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from kexue.optim import Lion
 from kexue.optim.gradient_mask import GradientMask, random_mask
 from kexue.optim.gradient_mask.names import NUMBERED_BLOCKS, choose, plain_name
 from naive.gradient_mask import NaiveAdamW, naive_masked_sum, naive_sgd
@@ -447,9 +449,9 @@ def test_names_may_come_from_the_model_and_wrappers_do_not_change_them():
 def test_the_seed_decides_and_nothing_else():
     ends = []
     for seed in (0, 0, 1):
-        torch.manual_seed(len(ends))
-        np.random.default_rng(len(ends))
         model = network()
+        torch.manual_seed(len(ends))
+        np.random.seed(len(ends))  # noqa: NPY002
         optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
         GradientMask(optimizer, keep_prob=0.3, seed=seed)
         ends.append(train(model, optimizer))
@@ -724,6 +726,29 @@ def test_a_state_of_another_mode_or_share_is_refused():
             mask.load_state_dict(mask.state_dict() | {key: value})
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("mode", ["random", "fixed"])
+def test_a_copy_of_the_mask_hangs_on_the_copied_optimizer(copied, mode):
+    theta = vector([0.0] * 100)
+    optimizer = torch.optim.SGD([("w", theta)], lr=1.0)
+    options = {"masks": {"w": torch.arange(100) < 30}} if mode == "fixed" else {"keep_prob": 0.5}
+    original = GradientMask(optimizer, mode, **{"include": ""} | options)
+    walk(optimizer, theta, [[1.0] * 100])
+    mask = copied(original)
+    assert mask.optimizer is not optimizer
+    [other] = mask.optimizer.param_groups[0]["params"]
+    ends = [walk(o, p, [[1.0] * 100])[0] for o, p in ((optimizer, theta), (mask.optimizer, other))]
+    assert torch.equal(*ends)
+    assert ends[0].unique().numel() == (2 if mode == "fixed" else 3)
+    assert original.step == mask.step == 2
+    copy.copy(original)  # on the same optimizer, which has a mask
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    original.remove()
+    detached = copied(original)
+    [free] = detached.optimizer.param_groups[0]["params"]
+    assert walk(detached.optimizer, free, [[1.0] * 100])[0].ne(ends[0]).all()
+
+
 def test_a_copy_of_the_optimizer_has_no_mask():
     theta = vector()
     optimizer = torch.optim.SGD([theta], lr=0.1)
@@ -785,6 +810,36 @@ def test_masks_that_do_not_fit_are_refused():
         ({}, "keep no entry at all"),
     ):
         refused(message, optimizer=optimizer, mode="fixed", masks=masks)
+
+
+def test_two_parameters_of_one_name_are_refused_and_a_module_of_both_tells_them_apart():
+    first, second = network(), network(1)
+    groups = [{"params": list(model.named_parameters())} for model in (first, second)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    refused("two parameters .* are called embed.weight; give model=", optimizer=optimizer,
+            keep_prob=0.3)  # fmt: skip
+    both = nn.ModuleDict({"first": first, "second": second})
+    found = set(GradientMask(optimizer, keep_prob=0.3, model=both).parameters)
+    assert found == {f"{part}.{name}" for part in both for name in BLOCKS}
+
+
+def test_gradients_that_are_used_in_backward_are_not_left_unmasked_in_silence():
+    model = nn.Linear(3, 2)
+    optimizer = Lion(model.named_parameters(), lr=0.1)
+    GradientMask(optimizer, keep_prob=0.3, include="")
+    with optimizer.step_in_backward(model):
+        model(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(ValueError, match="step_in_backward uses each gradient before"):
+            optimizer.step()
+
+
+def test_a_seed_from_numpy_is_that_number():
+    masks = []
+    for seed in (3, np.int64(3)):
+        mask = GradientMask(torch.optim.SGD([vector()], lr=1), keep_prob=0.5, include="", seed=seed)
+        masks.append(mask.state_dict())
+    assert masks[0] == masks[1]
+    assert type(masks[1]["seed"]) is int
 
 
 def test_a_second_mask_on_the_same_optimizer_is_refused():

@@ -301,6 +301,22 @@ def test_candidates_see_the_same_random_numbers_and_steps_see_others():
     assert first["loss"] != second["loss"]
 
 
+def test_a_loss_that_runs_a_backward_pass_of_its_own_does_not_steer_the_search():
+    def nosy(m, batch):
+        with torch.enable_grad():
+            likelihood(m, batch).backward()
+        return soft_errors(m, batch)
+
+    ends = []
+    for loss in (soft_errors, nosy):
+        model = network()
+        search = MGS(model, loss, likelihood)
+        search.step(BATCH)
+        ends.append(state(model))
+        assert all(p.grad is None for p in model.parameters())
+    assert same(*ends)
+
+
 def test_a_loss_that_fails_leaves_the_parameters_to_the_bit():
     model = network(torch.float32)
     before = state(model)
@@ -498,6 +514,43 @@ def test_a_step_with_inf_under_a_scaler_is_skipped_whole():
     scaler.step(optimizer)
     assert search.steps == 0
     assert same(state(model), before)
+
+
+def test_an_optimizer_that_lacks_a_searched_parameter_is_refused():
+    model = network()
+    head = torch.optim.SGD(model[2].parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=r"does not hold 0\.weight.*requires_grad_\(False\)"):
+        MGS(model, errors, likelihood, inner_optimizer=head)
+    with pytest.raises(ValueError, match=r"does not hold 0\.weight"):
+        MGS(model, errors).attach(head)
+    model[0].requires_grad_(False)
+    MGS(model, errors, likelihood, inner_optimizer=head).step(BATCH)
+
+
+def test_a_second_search_on_one_optimizer_is_refused_until_the_first_is_removed():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = MGS(model, errors).attach(optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"attached .* already.*remove\(\)"):
+            MGS(model, errors).attach(optimizer)
+        handle.remove()
+        handle = MGS(model, errors).attach(optimizer)
+
+
+def test_the_wrapper_of_accelerate_is_seen_through():
+    accelerate = pytest.importorskip("accelerate")
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    search = MGS(model, soft_errors)
+    wrapped = accelerate.Accelerator(cpu=True).prepare_optimizer(optimizer)
+    search.attach(wrapped)
+    search.batch = BATCH
+    likelihood(model, BATCH).backward()
+    wrapped.step()
+    assert search.steps == 1
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer"):
+        search.attach(model)
 
 
 def test_a_closure_still_scaled_gradients_and_a_missing_batch_are_refused():

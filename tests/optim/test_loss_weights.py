@@ -203,6 +203,11 @@ def test_under_autocast_the_result_is_float32():
             ValueError,
             r"shape \(2,\), got \(3,\)",
         ),
+        (
+            lambda: combine_losses(torch.ones(2), "prior", reference=[]),
+            ValueError,
+            "2 numbers, one per task",
+        ),
         (lambda: prior_loss(torch.tensor([-100])), ValueError, "nothing but ignore_index"),
         (lambda: prior_loss(torch.ones(3)), ValueError, "rows of class probabilities"),
     ],

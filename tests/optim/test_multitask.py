@@ -200,6 +200,19 @@ def test_several_features_enter_one_gram_matrix():
     assert all(p.grad is not None for p in net.shared())
 
 
+def test_features_whose_gradients_share_one_memory_are_weighed_once():
+    """autograd gives a and b of a + b the same tensor, and the terms of a sum one number."""
+    net = Net(tasks=2)
+    first, second = net.hidden(0), net.hidden(1)
+    losses = [*net.losses(first + second), (first + second).sum()]
+    w = torch.tensor([0.5, 0.25, 2.0], dtype=torch.float64)
+    multitask_backward(losses, features=[first, second], method=lambda K: w, retain_graph=True)
+    found = shared_gradient(net)
+    net.zero_grad()
+    sum(a * loss for a, loss in zip(w, losses, strict=True)).backward()
+    assert_close(found, shared_gradient(net))
+
+
 def test_disjoint_labels_are_warned_of_and_common_ones_are_not():
     net = Net(tasks=2)
     hidden = net.hidden()
@@ -416,6 +429,48 @@ def test_weights_tied_between_encoder_and_head_are_found():
         multitask_backward(losses, features=hidden, shared_params=net.shared())
 
 
+def test_weights_tied_to_the_encoder_are_found_without_a_list_of_shared_parameters():
+    net = Net()
+    hidden = net.hidden()
+    losses = net.losses(hidden)
+    losses[2] = losses[2] + net.encoder[0].bias.sum()
+    with pytest.raises(ValueError, match=r"task 2 reaches a shared parameter of shape \(8,\)"):
+        multitask_backward(losses, features=hidden)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_features_made_from_one_another_or_given_twice_are_refused():
+    net = Net()
+    first = net.hidden()
+    second = first.tanh()
+    losses = net.losses(second)
+    with pytest.raises(ValueError, match=r"features\[0\] .* what another feature was made from"):
+        multitask_backward(losses, features=[first, second])
+    with pytest.raises(ValueError, match=r"features\[1\] is in features twice"):
+        multitask_backward(losses, features=[second, second])
+    left, right = first.chunk(2, dim=1)  # two outputs of one operation are no such pair
+    losses = [(left.sum(1) - 1).square().mean(), (right.sum(1) + left[:, 0]).square().mean()]
+    multitask_backward(losses, features=[left, right], method="sum", retain_graph=True)
+    found = shared_gradient(net)
+    net.zero_grad()
+    sum(losses).backward()
+    assert_close(found, shared_gradient(net))
+
+
+def test_a_parameter_listed_twice_counts_once():
+    once, twice = Net(), Net()
+    for net, times in ((once, 1), (twice, 2)):
+        step = multitask_backward(
+            net.losses(net.hidden()),
+            shared_params=net.shared() * times,
+            task_params=list(net.heads.parameters()) * times,
+        )
+        net.gram = step.gram
+    assert_close(twice.gram, once.gram)
+    for p, q in zip(twice.parameters(), once.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
 def test_a_parameter_of_two_tasks_is_called_shared():
     net = Net()
     pooler = nn.Linear(5, 5).double()
@@ -450,6 +505,8 @@ def call(net, losses=None, **options):
         ({"losses": []}, ValueError, "must not be empty"),
         ({"shared_params": []}, ValueError, "holds no tensor"),
         ({"shared_params": None}, TypeError, "give shared_params"),
+        ({"shared_params": nn.Sequential(nn.Tanh())}, TypeError, r"got Tanh; give module\.param"),
+        ({"features": torch.ones(7, 5)}, ValueError, r"features\[0\] .* frozen, or ran under"),
         ({"method": lambda K: torch.ones(5)}, ValueError, "3 weights for 3 tasks, got shape"),
         ({"method": "sum", "primary": 1}, ValueError, "primary belongs to"),
         ({"method": min_norm_weights, "normalise": True}, ValueError, "normalise belongs to"),

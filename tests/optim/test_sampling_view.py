@@ -158,6 +158,12 @@ def test_no_finite_loss_is_an_error_that_says_what_to_do():
         mgs_weights(torch.tensor([math.nan, math.inf]))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_density_that_is_not_finite_is_refused(bad):
+    with pytest.raises(ValueError, match=f"log_q must be finite, got .*{bad}"):
+        mgs_weights(LOSSES, torch.tensor([0.0, bad, 0.0], dtype=torch.float64), 0.1)
+
+
 @pytest.mark.parametrize("alpha", [0, -1.0, math.inf, math.nan, "warm"])
 def test_a_temperature_must_be_positive(alpha):
     with pytest.raises(ValueError, match="temperature must be"):
@@ -378,6 +384,29 @@ def test_a_tensor_in_is_a_tensor_out():
         lambda x: x.square().sum(), torch.ones(2), steps=2, sigma=0.1, generator=generator()
     )
     assert x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda x: torch.tensor(x, dtype=torch.float64)])
+def test_a_loss_may_change_the_vector_it_is_given(kind):
+    def careless(x):
+        value = float((x**2).sum())
+        x *= 0
+        return value
+
+    options = {"steps": 5, "sigma": 0.3}
+    ends = []
+    for loss in (careless, lambda x: float((x**2).sum())):
+        random = torch.Generator().manual_seed(0)
+        ends.append(optimise_by_sampling(loss, kind([3.0, 1.0]), generator=random, **options))
+    assert ends[0][1] == ends[1][1]
+    assert ends[0][0].tolist() == ends[1][0].tolist() != [0.0, 0.0]
+
+
+def test_whole_numbers_are_searched_between():
+    for start in (np.array([1, 2]), torch.tensor([1, 2])):
+        seen = []
+        optimise_by_sampling(lambda x: seen.append(x) or 0.0, start, steps=1, sigma=0.3)  # noqa: B023
+        assert any(float(value) % 1 for x in seen for value in x)
 
 
 def test_what_is_no_vector_is_refused():

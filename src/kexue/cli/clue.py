@@ -19,6 +19,7 @@ TaskName = Annotated[str, typer.Argument(help="A task such as tnews, or all.")]
 Data = Annotated[
     str, typer.Option(help="mini (built in), hub, hub:NAME, or a folder in the official layout.")
 ]
+RECIPE = "Default: the optimizer's recipe."
 Version = Annotated[str, typer.Option("--test-version", help="Published test files: 1.0 or 1.1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -38,22 +39,26 @@ def train(
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Tokens per row. Default: the recipe's.")
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak rate. Default: 1e-3 for tiny, else 2e-5.")
+    optimizer: Annotated[
+        str, typer.Option(help="Ours (adafactor, adax, lion, tiger) or a class of torch.optim.")
+    ] = "adafactor",
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value of the optimizer, may be repeated.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw or another class of torch.optim.")] = (
-        "adamw"
-    ),
-    schedule: Annotated[str, typer.Option(help="linear or constant, after the warm-up.")] = (
-        "linear"
-    ),
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate climbs.")] = (
-        0.1
-    ),
-    weight_decay: Annotated[float, typer.Option(help="Decoupled, on matrices only.")] = 0.01,
+    lr: Annotated[float | None, typer.Option(help=f"Peak rate. {RECIPE}")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"linear or constant, after the warm-up. {RECIPE}")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help=f"Share of the steps in which the rate climbs. {RECIPE}")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help=f"Decoupled, on matrices only. {RECIPE}")
+    ] = None,
     max_grad_norm: Annotated[
-        float, typer.Option(help="Clip the global norm of the gradient; 0: never.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help=f"Clip the global norm of the gradient; 0: never. {RECIPE}"),
+    ] = None,
     pooling: Annotated[
         str, typer.Option(help="What a head reads: first ([CLS]), avg or max.")
     ] = "first",
@@ -89,9 +94,17 @@ def train(
     with told():
         from kexue.report import print_clue_table
         from kexue.tasks.clue.campaign import run_campaign
-        from kexue.tasks.clue.run import ClueSettings
+        from kexue.tasks.clue.settings import ClueSettings
+        from kexue.training.recipes import parse_option
         from kexue.training.settings import FitSettings
 
+        given = {"learning_rate": lr, "schedule": schedule, "warmup": warmup}
+        given |= {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
+        rates: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
+        if max_grad_norm == 0:
+            rates["max_grad_norm"] = None
+        if option:
+            rates["options"] = dict(map(parse_option, option))
         settings = ClueSettings(
             model=model,
             version=test_version,
@@ -99,15 +112,11 @@ def train(
             batch_size=batch_size,
             max_length=max_length,
             pooling=pooling,
-            learning_rate=lr,
+            optimizer=optimizer,
+            rates=rates,
             tricks=tuple(trick or ()),
             fit=FitSettings(
                 max_tokens=max_tokens,
-                optimizer=optimizer,
-                schedule=schedule,
-                warmup=warmup,
-                weight_decay=weight_decay,
-                max_grad_norm=max_grad_norm or None,
                 precision=precision,
                 patience=patience,
                 checkpoint_minutes=checkpoint_minutes,
@@ -272,22 +281,9 @@ def zip_command(
     Example: kexue clue zip runs/clue -o submission.zip
     """
     with told():
-        import zipfile
+        from kexue.tasks.clue.submission import pack
 
-        from kexue.data.files import explained
-
-        folder = run / "submission" if (run / "submission").is_dir() else run
-        files = sorted(folder.glob("*_predict.json"))
-        if not files:
-            raise ValueError(f"{folder}: holds no submission files (*_predict.json)")
-        partial = out.with_name(f".{out.name}.partial")
-        try:
-            with explained(out), zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-                for file in files:
-                    archive.write(file, file.name)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        files = pack(run, out)
         print(f"{out}: {len(files)} files")
 
 

@@ -40,7 +40,13 @@ ONE_PASS = Loop(__file__, "lion", "xxxnffff")
 
 
 def lion_(
-    x: Tensor, g: Tensor, m: Tensor, *, lr: float, betas: tuple[float, float], weight_decay: float
+    x: Tensor,
+    g: Tensor,
+    m: Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    weight_decay: float,
 ) -> None:
     """One step, in place.
 
@@ -48,7 +54,7 @@ def lion_(
         x: the parameter.
         g: its gradient, same shape.
         m: its momentum, same shape.
-        lr: η.
+        lr: η, a number or a 0-d tensor.
         betas: (β1, β2).
         weight_decay: λ.
 
@@ -61,10 +67,11 @@ def lion_(
     """
     beta1, beta2 = betas
     if ONE_PASS.takes(x, g, m):
-        ONE_PASS(x, g, m, x.numel(), lr, lr * weight_decay, 1 - beta1, 1 - beta2)
+        step = float(lr)
+        ONE_PASS(x, g, m, x.numel(), step, step * weight_decay, 1 - beta1, 1 - beta2)
         return
     u = m.lerp(g, 1 - beta1)  # (1)
-    x.mul_(1 - lr * weight_decay).add_(u.sign_(), alpha=-lr)  # (2)
+    x.mul_(1 - lr * weight_decay).sub_(u.sign_().mul_(lr))  # (2)
     m.lerp_(g, 1 - beta2)  # (3)
 
 
@@ -100,7 +107,7 @@ class Lion(PerTensorOptimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-4,
+        lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
@@ -109,7 +116,12 @@ class Lion(PerTensorOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        chosen = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        chosen: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
         chosen |= {"nonfinite": nonfinite, "stochastic_rounding": stochastic_rounding, "seed": seed}
         super().__init__(params, chosen)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kexue.native import Loop
+from kexue.optim.processes import processes
 from kexue.optim.rounding import round_stochastically_
 
 __all__ = ["PerTensorOptimizer", "parameter_name"]
@@ -40,14 +41,10 @@ def all_finite(x: Tensor) -> bool:
 
 
 def finite_flag(x: Tensor) -> Tensor:
-    """The same as a 0-d tensor: 0·NaN and 0·Inf are NaN."""
+    """The same as a 0-d tensor: 0·NaN and 0·Inf are NaN, but compilers take 0·x for 0."""
+    if torch.compiler.is_compiling():
+        return torch.isfinite(x).all()
     return torch.isfinite((x * 0).sum())
-
-
-def processes() -> int:
-    """How many processes train together."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
 
 
 def parameter_name(group: dict[str, Any], parameter: Tensor) -> str:
@@ -97,11 +94,15 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         """(1), in place; `x` and `g` are in float32 or better, `g` is finite unless ignored."""
         raise NotImplementedError
 
-    def refused(self, x: Tensor, group: dict[str, Any]) -> None:
-        """What happens to `x`, in place, where the gradient was not finite: nothing."""
+    def refused(self, x: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """What happens to `x` and its state, in place, where g was not finite: nothing."""
 
     def close(self, group: dict[str, Any]) -> None:
         """After every tensor of a group had its update."""
+
+    def needs_averaged_gradients(self) -> bool:
+        """Whether a gradient may not be used before it is averaged over the processes."""
+        return processes() > 1
 
     # when it runs
 
@@ -152,9 +153,19 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                 "float32, or let such steps pass with nonfinite='skip'"
             )
         else:
-            self.refused(x, group)
+            self.refused(x, state, group)
         if half:
             self.write_half(parameter, x, group)
+        self.tell_autograd(parameter)
+
+    @staticmethod
+    def tell_autograd(parameter: Tensor) -> None:
+        """That the parameter changed, which it cannot see where a compiled loop did it.
+
+        Otherwise a second `backward` through a graph from before the step would be wrong silently.
+        """
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(parameter)
 
     def update_where_finite(
         self, x: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]
@@ -163,7 +174,7 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         finite = finite_flag(g)
         before = {name: tensor.clone() for name, tensor in state.items()}
         other = x.clone()
-        self.refused(other, group)
+        self.refused(other, before, group)
         self.update(x, g, state, group)
         x.copy_(torch.where(finite, x, other))
         for name, tensor in state.items():
@@ -202,12 +213,12 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         """
         if self.hooks:
             raise RuntimeError("step_in_backward is on already; remove() its handle first")
-        if processes() > 1:
+        if self.needs_averaged_gradients():
             raise ValueError(
                 "step_in_backward would use gradients before they are averaged over the "
                 "processes; train in one process, or call step() after backward"
             )
-        mine = {p: group for group in self.param_groups for p in group["params"]}
+        mine = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         shared = [p for p in model.parameters() if p in mine and p.requires_grad]
         if not shared:
             raise ValueError(
@@ -218,7 +229,8 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         def use(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 with torch.no_grad():
-                    self.step_tensor(parameter, parameter.grad, mine[parameter])
+                    group = self.param_groups[mine[parameter]]
+                    self.step_tensor(parameter, parameter.grad, group)
                 parameter.grad = None
 
         self.hooks = {p: p.register_post_accumulate_grad_hook(use) for p in shared}
@@ -266,7 +278,7 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in `torch.optim.Optimizer`; the state keeps the dtypes it was saved with.
+        """As in `torch.optim.Optimizer`, but the state is a copy and keeps its dtypes.
 
         Raises:
             ValueError: the state is another optimizer's.
@@ -283,13 +295,11 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, parameter in zip(ids, parameters, strict=True):
             for name, value in state_dict["state"].get(i, {}).items():
-                kept = self.state[parameter][name]
-                if kept.dtype != value.dtype:  # torch gave it the parameter's
-                    self.state[parameter][name] = value.to(kept.device, copy=True)
+                self.state[parameter][name] = value.to(parameter.device, copy=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.hooks = {}
+        self.hooks = getattr(self, "hooks", {})  # a copy has none, a loaded state changes none
 
     def foreign(self, why: str) -> str:
         """The message about a state of another optimizer."""

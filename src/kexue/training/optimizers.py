@@ -1,54 +1,45 @@
-"""Optimizers by name, and the learning rate's way through a run."""
+"""The optimizer of a run, and the learning rate's way through it."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from kexue.training.settings import FitSettings
+from kexue.optim import Tiger, tiger_param_groups
+from kexue.training.recipes import optimizer_class
+from kexue.training.settings import FitSettings
 
-__all__ = ["make_optimizer", "optimizer_class", "scale"]
+__all__ = ["make_optimizer", "scale"]
 
 
-def make_optimizer(model: nn.Module, settings: "FitSettings") -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     """The named optimizer; matrices decay, vectors (biases, norms) do not.
 
     Raises:
-        ValueError: `torch.optim` has no such class.
+        ValueError: there is no such optimizer, or it has no such option.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    kind = optimizer_class(settings.optimizer)
+    options: dict[str, Any] = {"lr": settings.learning_rate, **settings.options}
+    if kind is Tiger:  # its groups say which tensors decay
+        return Tiger(tiger_param_groups(model), weight_decay=settings.weight_decay, **options)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [(name, p) for name, p in trained if p.ndim > 1],
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    name = optimizer_class(settings.optimizer)
-    fused = {"fused": True} if name in ("Adam", "AdamW") else {}  # the others cannot be sharded
-    optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(
-        groups, lr=settings.learning_rate, **fused
-    )
-    return optimizer
+    if kind in (torch.optim.Adam, torch.optim.AdamW):  # the others cannot be sharded
+        options["fused"] = True
+    try:
+        return kind([group for group in groups if group["params"]], **options)
+    except TypeError as error:
+        raise ValueError(f"{settings.optimizer} does not take these options: {error}") from error
 
 
-NOT_FOR_FIT = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
-"""The base class, and those that need a closure, sparse gradients, or matrices only."""
-
-
-def optimizer_class(name: str) -> str:
-    """The class in `torch.optim` that a name stands for, in any case of letters.
-
-    Raises:
-        ValueError: there is none.
-    """
-    classes = [n for n in torch.optim.__all__ if isinstance(getattr(torch.optim, n), type)]
-    names = {n.lower(): n for n in classes if n not in NOT_FOR_FIT}
-    if name.lower() not in names:
-        raise ValueError(f"no optimizer is called {name!r}; known: {', '.join(sorted(names))}")
-    return names[name.lower()]
-
-
-def scale(settings: "FitSettings", taken: int, steps: int) -> float:
+def scale(settings: FitSettings, taken: int, steps: int) -> float:
     """The schedule as a factor of the peak rate, after `taken` of `steps` steps."""
     warm = math.ceil(settings.warmup * steps)
     if taken < warm:

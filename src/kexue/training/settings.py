@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
-from kexue.training.optimizers import optimizer_class
+from kexue.training.recipes import check_options
 
 __all__ = ["FitResult", "FitSettings"]
 
@@ -21,7 +22,8 @@ class FitSettings:
         warmup: share of all steps in which the rate climbs from 0.
         weight_decay: decoupled, on matrices only.
         max_grad_norm: gradients are scaled down to this norm; None: never.
-        optimizer: "adamw" or the name of a class in `torch.optim`.
+        optimizer: one of ours or of `torch.optim`, by name (`recipes.known_optimizers`).
+        options: of the optimizer itself, such as {"betas": (0.95, 0.98)}.
         precision: "auto" (bf16 where the machine has it in hardware), "bf16" or "fp32". Scores are
             always computed in fp32, so that a prediction does not depend on its neighbours.
         patience: epochs without a better score before stopping; None: never.
@@ -40,6 +42,7 @@ class FitSettings:
     weight_decay: float = 0.01
     max_grad_norm: float | None = 1.0
     optimizer: str = "adamw"
+    options: dict[str, Any] = field(default_factory=dict)
     precision: str = "auto"
     patience: int | None = None
     checkpoint_minutes: float = 10.0
@@ -68,7 +71,7 @@ class FitSettings:
             raise ValueError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
-        optimizer_class(self.optimizer)
+        check_options(self.optimizer, self.options)
 
 
 @dataclass

@@ -55,7 +55,8 @@ def fisher_diagonal(
     run with one sample at a time, which gives the same numbers more slowly.
 
     Args:
-        model: returns logits, or an object or dict that has them as `logits`.
+        model: returns logits, or an object or dict that has them as `logits`. Its modes and
+            buffers are afterwards what they were.
         dataloader: batches: a dict with "labels", or a tuple whose last tensor is the labels.
         loss: "nll" is −log p(y|x), summed over positions (label −100 is none); or a function
             (model, batch) → mean loss of a batch.
@@ -93,7 +94,8 @@ def fisher_diagonal(
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    parameters = {name: trainable[name] for name in choose(trainable, include, exclude)}
+    plain = {plain_name(name): name for name in trainable}
+    parameters = {plain[n]: trainable[plain[n]] for n in choose(plain, include, exclude)}
     objective = _Objective(model, _nll if isinstance(loss, str) else loss)
     sample_squares = _SampleSquares(objective, parameters)
     total = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in parameters.items()}
@@ -207,6 +209,8 @@ def _gradients(
 
 def _nll(model: nn.Module, batch: Batch) -> Tensor:
     """−log p(y|x), summed over the positions of a sample, mean over samples."""
+    if isinstance(batch, dict) and "labels" not in batch:
+        raise ValueError(f"a batch must have the key 'labels', got {', '.join(map(str, batch))}")
     labels = batch["labels"] if isinstance(batch, dict) else batch[-1]
     logits = _logits(model, batch)
     logits = logits.flatten(0, -2).to(_wide(logits))
@@ -281,11 +285,14 @@ def _size(batch: Batch) -> int:
 
 @contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while."""
+    """Train or eval mode for a while; BatchNorm's running statistics come back with the mode."""
     before = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
     model.train(training)
     try:
         yield
     finally:
         for module, mode in before.items():
             module.training = mode
+        for buffer, value in buffers:
+            buffer.copy_(value)

@@ -22,7 +22,8 @@ by their number; entries that (3) leaves out do not decay either. See also: `fis
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 from weakref import WeakSet
 
 import numpy as np
@@ -32,6 +33,8 @@ from torch.optim import Optimizer
 
 from kexue.optim.gradient_mask.names import NUMBERED_BLOCKS, choose, trained_parameters
 from kexue.optim.gradient_mask.shards import local, placed, shard, whole
+from kexue.optim.per_tensor import PerTensorOptimizer
+from kexue.optim.wrapped import unwrapped
 
 __all__ = ["GradientMask", "random_mask"]
 
@@ -82,7 +85,8 @@ class GradientMask:
     It hangs on the optimizer's step hooks: training code stays as it is, closures included, and
     the optimizer keeps it alive. Gradients are masked in place, after unscaling and clipping, so
     whoever reads them after the step sees them masked. Its state travels in
-    `optimizer.state_dict()`. Groups that are added to the optimizer later stay free.
+    `optimizer.state_dict()`. Groups that are added to the optimizer, and parameters that are
+    unfrozen, later on stay free. A copied or unpickled mask hangs on the copied optimizer.
 
     Args:
         optimizer: a `torch.optim.Optimizer`, or what Accelerate or Lightning wrap around one.
@@ -103,7 +107,8 @@ class GradientMask:
     Raises:
         TypeError: the optimizer is none.
         ValueError: an argument that does not fit; no parameter to mask; a second mask on the same
-            optimizer; at a step, a sparse gradient or masks that never came.
+            optimizer; at a step, a sparse gradient, masks that never came, or gradients that
+            `step_in_backward` has used already.
 
     Example:
         >>> model = nn.TransformerEncoderLayer(8, 2, 16)
@@ -125,16 +130,13 @@ class GradientMask:
         exclude: str | None = None,
         rescale: bool | None = None,
         decay_masked: bool = False,
-        seed: int = 0,
+        seed: SupportsIndex = 0,
     ) -> None:
-        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-            optimizer = inner
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
+        optimizer = unwrapped(optimizer)
         if optimizer in ATTACHED:
             raise ValueError("this optimizer has a GradientMask already; call its remove() first")
         _check(mode, keep_prob, masks, decay_masked)
-        self.optimizer, self.mode, self.seed, self.step = optimizer, mode, seed, 0
+        self.optimizer, self.mode, self.seed, self.step = optimizer, mode, index(seed), 0
         self.rescale = mode != "fixed" if rescale is None else rescale
         self.decay_masked = decay_masked
         self.keep_prob = 1.0 if keep_prob is None else round(keep_prob * LEVELS) / LEVELS
@@ -145,14 +147,27 @@ class GradientMask:
         if masks is not None:
             self._take(masks)
         self._before: dict[str, Tensor] = {}
-        ATTACHED.add(optimizer)
+        self._attach()
+
+    def _attach(self) -> None:
+        ATTACHED.add(self.optimizer)
         still = torch.compiler.disable  # a compiled step calls the hooks and does not trace them
         self._handles = [
-            optimizer.register_step_pre_hook(still(self._pre_step)),
-            optimizer.register_step_post_hook(still(self._post_step)),
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._load),
+            self.optimizer.register_step_pre_hook(still(self._pre_step)),
+            self.optimizer.register_step_post_hook(still(self._post_step)),
+            self.optimizer.register_state_dict_post_hook(self._save),
+            self.optimizer.register_load_state_dict_pre_hook(self._load),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the hooks, which belong to the original's optimizer."""
+        attached = {"attached": bool(self._handles)}
+        return self.__dict__ | {"_handles": [], "_before": {}} | attached
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({key: value for key, value in state.items() if key != "attached"})
+        if state["attached"] and self.optimizer not in ATTACHED:  # as a shallow copy's is
+            self._attach()
 
     def mask(self, name: str) -> Tensor:
         """The coming step's mask of a parameter, of ones and zeros (of its own shard, if any)."""
@@ -168,6 +183,7 @@ class GradientMask:
         """Take the mask off the optimizer, which then steps as before."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         ATTACHED.discard(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,6 +236,11 @@ class GradientMask:
         """Mask the gradients, or have the closure do so whenever it made new ones."""
         if self.mode == "fixed" and not self.masks:
             raise ValueError('mode="fixed" has no masks yet; give masks= or load a state')
+        if isinstance(optimizer, PerTensorOptimizer) and optimizer.hooks:
+            raise ValueError(
+                "step_in_backward uses each gradient before this mask sees it; remove() its handle "
+                "or the mask"
+            )
         if self.keep_prob == 1:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

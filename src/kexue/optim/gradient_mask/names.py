@@ -63,7 +63,7 @@ def trained_parameters(
         anonymous: if no parameter has a name, call them `parameter 0`, `parameter 1`, …
 
     Raises:
-        ValueError: no parameter has a name, and they may not be anonymous.
+        ValueError: no parameter has a name, and they may not be anonymous; two have the same one.
     """
     names = {} if model is None else {p: plain_name(n) for n, p in model.named_parameters()}
     every: list[tuple[str | None, nn.Parameter]] = []
@@ -79,4 +79,13 @@ def trained_parameters(
                 "module they belong to, or build the optimizer from model.named_parameters()"
             )
         every = [(f"parameter {index}", parameter) for index, (_, parameter) in enumerate(every)]
-    return {name: parameter for name, parameter in every if name and parameter.requires_grad}
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in every:
+        if not (name and parameter.requires_grad):
+            continue
+        if found.setdefault(name, parameter) is not parameter:
+            raise ValueError(
+                f"two parameters of the optimizer are called {name}; give model= a module that "
+                'holds both models, such as nn.ModuleDict({"first": …, "second": …})'
+            )
+    return found

@@ -55,6 +55,8 @@ def topk_masks(
         return {name: mask for masks in each for name, mask in masks.items()}
     if scope != "global":
         raise ValueError(f"scope must be 'global' or 'tensor', got {scope!r}")
+    if not fisher:
+        raise ValueError("fisher is empty; give name → values, as fisher_diagonal returns them")
     names = ", ".join(list(fisher)[:4])
     for name, value in fisher.items():
         if not bool((value >= 0).all() & value.isfinite().all()):

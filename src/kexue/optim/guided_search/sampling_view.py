@@ -180,7 +180,8 @@ def mgs_weights(
             keeps about half of K samples effective (58 % of 4, 49 % of 16 normal losses).
 
     Raises:
-        ValueError: no loss is finite, or the temperature is not positive.
+        ValueError: no loss is finite, log_q is not finite or not one per loss, or the temperature
+            is not positive.
 
     Example:
         >>> losses = torch.tensor([0.9, 0.7, 0.8], dtype=torch.float64)
@@ -196,11 +197,24 @@ def mgs_weights(
             "parameters are as before; make sigma or step_size smaller, or let loss_fn return a "
             "large finite number where a model fails"
         )
+    if log_q is not None:
+        _check_log_q(log_q, losses)
     excess = losses - losses.where(finite, torch.inf).min()  # l(θ) cancels, and so does the best
     smallest = torch.finfo(losses.dtype).tiny
     alpha = _spread(excess, finite) if isinstance(temperature, str) else max(temperature, smallest)
     log_w = (-excess / alpha).where(finite, -torch.inf)
     return (log_w if log_q is None else log_w - log_q).softmax(0)  # (6)
+
+
+def _check_log_q(log_q: Tensor, losses: Tensor) -> None:
+    if log_q.shape != losses.shape:
+        need = f"one number per loss, shape {tuple(losses.shape)}"
+        raise ValueError(f"log_q must be {need}, got shape {tuple(log_q.shape)}")
+    if not torch.compiler.is_compiling() and not log_q.isfinite().all():
+        raise ValueError(
+            f"log_q must be finite, got {log_q.tolist()}: the log of the density that each "
+            "sample was drawn with"
+        )
 
 
 def _spread(excess: Tensor, finite: Tensor) -> Tensor:
@@ -272,8 +286,8 @@ def optimise_by_sampling(
     """Minimises a function of a vector by (6), with or without a gradient to guide it.
 
     Args:
-        loss: vector → number; called with the kind of array that `start` is.
-        start: where to begin, a vector.
+        loss: vector → number; called with the kind of array that `start` is, a copy.
+        start: where to begin, a vector; whole numbers become float64.
         steps: how many updates.
         sigma: σ of (8).
         temperature: α, or "adaptive"; see `mgs_weights`.
@@ -304,7 +318,14 @@ def optimise_by_sampling(
             f"got shape {tuple(start.shape)}, {steps} and {n_candidates}"
         )
     x = torch.as_tensor(start).detach().double().clone()
-    like = (lambda v: v.to(start)) if isinstance(start, Tensor) else (lambda v: v.numpy())
+
+    def like(v: Tensor) -> Any:
+        """A copy, which `loss` may change, of the kind that `start` is."""
+        if not isinstance(start, Tensor):
+            return v.numpy().copy()
+        dtype = start.dtype if start.is_floating_point() else v.dtype
+        return v.to(start.device, dtype, copy=True)
+
     losses = [float(loss(like(x)))]
     for _ in range(steps):
         delta = sigma * torch.randn(n_candidates, len(x), generator=generator, dtype=x.dtype)

@@ -29,11 +29,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 from warnings import warn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from kexue.optim.guided_search.candidates import (
@@ -52,6 +54,8 @@ from kexue.optim.guided_search.sampling_view import (
     mgs_weights,
     mixture_log_density,
 )
+from kexue.optim.processes import average_, processes
+from kexue.optim.wrapped import unwrapped
 
 __all__ = [
     "MGS",
@@ -64,6 +68,8 @@ __all__ = [
 PATIENCE = 20
 """So many steps in a row with an effective sample size below 1.5 are worth a warning."""
 STATE = ("seed", "steps", "low_steps", "rejected")
+ATTACHED: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+"""The hook on each optimizer that `attach` was called with."""
 
 
 class StepReport(TypedDict):
@@ -85,7 +91,7 @@ class MGS:
     gradients.
 
     Args:
-        model: its parameters that require a gradient are searched; float32 or float64. May be
+        model: its parameters that require a gradient now are searched; float32 or float64. May be
             wrapped in DistributedDataParallel.
         loss_fn: (model, batch) → number, lower is better; called without gradients, in evaluation
             mode, with the same random numbers for every candidate, and with the unwrapped model.
@@ -108,7 +114,8 @@ class MGS:
         seed: of all noise, or a generator to draw it from. Processes take that of rank 0.
 
     Raises:
-        ValueError: an argument is out of range, or a parameter cannot be searched.
+        ValueError: an argument is out of range, a parameter cannot be searched, or the inner
+            optimizer lacks one that is.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -169,6 +176,8 @@ class MGS:
         self._agreed = False
         self.plain = model.module if isinstance(model, DistributedDataParallel) else model
         self.params = _searchable(self.plain)
+        if inner_optimizer is not None:
+            self._check_holds(inner_optimizer)
 
     def step(self, batch: Any) -> StepReport:
         """Surrogate gradient, candidates, scores, update.
@@ -186,10 +195,8 @@ class MGS:
         if self.surrogate_fn is not None:
             with torch.enable_grad():
                 self.surrogate_fn(self.model, batch).backward()
-            if _world() > 1 and self.plain is self.model:  # DDP averages by itself
-                for p in self.params.values():
-                    if p.grad is not None:
-                        distributed.all_reduce(p.grad.div_(_world()))
+            if processes() > 1 and self.plain is self.model:  # DDP averages by itself
+                average_([p.grad for p in self.params.values() if p.grad is not None])
         report = self.rewrite_gradients(batch)
         if self.inner_optimizer is not None:
             self.inner_optimizer.step()
@@ -200,12 +207,30 @@ class MGS:
                 p.grad = None
         return report
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: Any) -> RemovableHandle:
         """Lets every `optimizer.step()` follow −Δ, scored on `self.batch`, not its gradients.
 
         Set `self.batch` before each step; the report of the last one is in `self.report`.
         Gradients are taken as they are then: averaged over ranks, unscaled, clipped or not.
+
+        Args:
+            optimizer: a `torch.optim.Optimizer`, or what Accelerate wraps around one.
+
+        Returns:
+            A handle; `remove()` ends it.
+
+        Raises:
+            TypeError: the optimizer is none.
+            ValueError: it lacks a parameter that is searched, or an MGS is attached to it already.
         """
+        optimizer = unwrapped(optimizer)
+        self._check_holds(optimizer)
+        other = ATTACHED.get(optimizer)
+        if other is not None and other.id in (other.hooks_dict_ref() or ()):
+            raise ValueError(
+                "an MGS is attached to this optimizer already, and a second one would take its −Δ "
+                "for the gradient; call remove() on the handle that attach returned"
+            )
 
         def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
             if any(callable(one) for one in (*args[1:], *kwargs.values())):
@@ -223,7 +248,19 @@ class MGS:
                 raise ValueError("no batch to score candidates on; set the attribute batch first")
             self.rewrite_gradients(self.batch)
 
-        return optimizer.register_step_pre_hook(before_step)
+        handle: RemovableHandle = optimizer.register_step_pre_hook(before_step)
+        ATTACHED[optimizer] = handle
+        return handle
+
+    def _check_holds(self, optimizer: Any) -> None:
+        """Candidates move every parameter searched, so the optimizer must move them all as well."""
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        for name, p in self.params.items():
+            if p not in held:
+                raise ValueError(
+                    f"the optimizer does not hold {name}, which is searched; give it all trained "
+                    "parameters, or freeze the others with requires_grad_(False) before MGS is made"
+                )
 
     def rewrite_gradients(self, batch: Any) -> StepReport:
         """Replaces the surrogate's gradient in `p.grad` by −Δ; the parameters stay as they are."""
@@ -288,10 +325,13 @@ class MGS:
         self, batch: Any, candidates: Sequence[Candidate], around: Neighbourhood
     ) -> tuple[Tensor, float | None]:
         """l(θ + Δ_k), on the CPU, and l(θ); averaged over processes."""
-        world = _world()
+        world = processes()
         mine = distributed.get_rank() if world > 1 and self.split_candidates else None
         jobs = [*candidates, *([None] if self.score_current else [])]
         found: list[Any] = [0.0] * len(jobs)
+        own = [(p, p.grad) for p in self.params.values()]  # hold μ; loss_fn may run a backward
+        for p, _ in own:
+            p.grad = None
         with scoring_alike(self.plain, hashed(self.seed, self.steps, DECODING)) as restart:
             try:
                 for index, job in enumerate(jobs):
@@ -305,6 +345,8 @@ class MGS:
                     found[index] = _one_number(self.loss_fn(self.plain, batch))
             finally:
                 around.restore()
+                for p, grad in own:
+                    p.grad = grad
         device = around.params[0].device
         wide = torch.float32 if device.type == "mps" else torch.float64
         losses = torch.stack([torch.as_tensor(x, dtype=wide, device=device) for x in found])
@@ -315,7 +357,7 @@ class MGS:
         return losses[: len(candidates)], losses[-1].item() if self.score_current else None
 
     def _agree_on_seed(self) -> None:
-        if self._agreed or _world() == 1:
+        if self._agreed or processes() == 1:
             return
         seed = torch.tensor([self.seed], device=next(iter(self.params.values())).device)
         distributed.broadcast(seed, 0)
@@ -375,11 +417,6 @@ def _one_number(loss: Any) -> Any:
         return float(loss)
     what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r}"
     raise TypeError(f"loss_fn must return one number, got {what}; return its mean, for example")
-
-
-def _world() -> int:
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if ready else 1
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

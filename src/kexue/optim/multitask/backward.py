@@ -45,11 +45,11 @@ from kexue.optim.multitask.gradients import (
     Gradient,
     average,
     gram_matrix,
-    processes,
     weighted_sum,
 )
 from kexue.optim.multitask.losses import separate
 from kexue.optim.multitask.weighting import Method, MultiTaskStep, weighting
+from kexue.optim.processes import processes
 
 __all__ = ["Method", "MultiTaskGradients", "MultiTaskStep", "multitask_backward"]
 
@@ -61,7 +61,8 @@ class MultiTaskGradients:
 
     Args:
         shared_params: θ, the parameters all tasks use. Heads do not belong here; weights that a
-            head shares with the encoder do. Frozen parameters are left out.
+            head shares with the encoder do. Frozen parameters are left out, and one that is listed
+            twice counts once.
         task_params: the other parameters. Without them every parameter of the graph gets its
             gradient; they are needed in distributed training, and they are checked: a parameter
             that two tasks reach belongs to `shared_params`.
@@ -74,6 +75,7 @@ class MultiTaskGradients:
         process_group: the processes to average over; all of them if None and there are several.
 
     Raises:
+        TypeError: a list holds something else than parameters.
         ValueError: an unknown method, no shared parameters, or a parameter in both lists.
 
     Example:
@@ -97,8 +99,8 @@ class MultiTaskGradients:
         nonfinite: Literal["raise", "pass"] = "raise",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        self.shared = [p for p in shared_params if p.requires_grad]
-        self.heads = None if task_params is None else [p for p in task_params if p.requires_grad]
+        self.shared = _trained("shared_params", shared_params)
+        self.heads = None if task_params is None else _trained("task_params", task_params)
         if not self.shared:
             raise ValueError("shared_params holds no tensor that requires a gradient")
         ours = {id(p) for p in self.shared}
@@ -202,7 +204,8 @@ def multitask_backward(
     Raises:
         TypeError: `losses` is a single number, or neither `shared_params` nor `features` is given.
         ValueError: a loss is not scalar or not differentiable, does not depend on the features or
-            reaches a shared parameter around them, or a gradient is not finite.
+            reaches a parameter of the encoder around them, a feature was made from another one, or
+            a gradient is not finite.
 
     Example:
         >>> encoder, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in range(2)]
@@ -235,6 +238,17 @@ def multitask_backward(
     )
     gradients.add(losses, retain_graph=retain_graph)
     return gradients.resolve()
+
+
+def _trained(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those that require a gradient, tied ones once."""
+    each = list(dict.fromkeys(parameters))
+    for p in each:
+        if not isinstance(p, Tensor):
+            raise TypeError(
+                f"{name} must hold parameters, got {type(p).__name__}; give module.parameters()"
+            )
+    return [p for p in each if p.requires_grad]
 
 
 def _differentiable(losses: list[Tensor]) -> list[Tensor]:

@@ -23,10 +23,11 @@ from kexue.optim.multitask.gradients import (
     Gradient,
     gram_matrix,
     graph_between,
-    processes,
+    leaves_behind,
     weighted_sum,
 )
 from kexue.optim.multitask.weighting import MultiTaskStep
+from kexue.optim.processes import processes
 
 __all__ = ["through_features"]
 
@@ -41,17 +42,19 @@ def through_features(
     retain_graph: bool,
 ) -> MultiTaskStep:
     """Fill the gradients of encoder and heads by (1) and (2); see `multitask_backward`."""
+    encoder = _encoder(features) | {id(p) for p in shared}
     seeds: list[Gradient] = []
     own: dict[Tensor, Tensor] = {}  # the heads' parameters and their gradients
     for task, loss in enumerate(losses):
-        heads = _heads(task, loss, features, shared, task_params)
+        heads = _heads(task, loss, features, encoder, task_params)
         found = torch.autograd.grad(
             loss,
             [*features, *heads],
             retain_graph=retain_graph or task < len(losses) - 1,
             allow_unused=True,
         )
-        seeds.append(list(found[: len(features)]))
+        # autograd hands out one memory for several z_i, or one number for many entries
+        seeds.append([None if z is None else _owned(z) for z in found[: len(features)]])
         for p, g in zip(heads, found[len(features) :], strict=True):
             if g is not None:
                 own[p] = own[p] + g if p in own else g
@@ -67,11 +70,32 @@ def through_features(
     return step
 
 
+def _encoder(features: Sequence[Tensor]) -> set[int]:
+    """Ids of the parameters behind the features, which must not lie behind one another."""
+    for k, h in enumerate(features):
+        if not h.requires_grad:
+            raise ValueError(
+                f"features[{k}] of shape {tuple(h.shape)} does not require a gradient: the encoder "
+                "is frozen, or ran under torch.no_grad()"
+            )
+        if any(h is other for other in features[:k]):
+            raise ValueError(f"features[{k}] is in features twice: its gradients would count twice")
+    inner, leaves = leaves_behind(features)
+    if inner:
+        k = min(inner)
+        raise ValueError(
+            f"features[{k}] of shape {tuple(features[k].shape)} is what another feature was made "
+            "from, so gradients would count twice: give the heads' inputs alone, or leave features "
+            "out for the exact gradients"
+        )
+    return {id(p) for p in leaves}
+
+
 def _heads(
     task: int,
     loss: Tensor,
     features: Sequence[Tensor],
-    shared: Sequence[Tensor],
+    encoder: set[int],
     task_params: Sequence[Tensor] | None,
 ) -> list[Tensor]:
     reached, heads = graph_between(loss, features)
@@ -80,15 +104,18 @@ def _heads(
             f"the loss of task {task} does not depend on the features: pass the very tensors "
             "that the heads were called with"
         )
-    theta = {id(p) for p in shared}
     for p in heads:
-        if id(p) in theta:
+        if id(p) in encoder:  # its gradient through the features would count twice
             raise ValueError(
                 f"the loss of task {task} reaches a shared parameter of shape {tuple(p.shape)} "
                 "around the features (tied weights?): leave features out for the exact gradients"
             )
     wanted = {id(p) for p in (heads if task_params is None else task_params)}
     return [p for p in heads if id(p) in wanted]
+
+
+def _owned(z: Tensor) -> Tensor:
+    return z.clone(memory_format=torch.contiguous_format)
 
 
 def _warn_if_disjoint(gram: Tensor, seeds: list[Gradient]) -> None:

@@ -8,17 +8,20 @@ it. Nothing is flattened or concatenated, so n tasks cost n gradients and a smal
 
 (1) turns at most 2^17 numbers per task to float64 at a time: no overflow in half precision, no loss
 at any scale, and each gradient is read once. `graph_between` finds what lies between a loss and
-features in the autograd graph.
+features in the autograd graph, `leaves_behind` what lies behind them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
-__all__ = ["Gradient", "average", "gram_matrix", "graph_between", "processes", "weighted_sum"]
+from kexue.optim.processes import average_
+
+__all__ = ["Gradient", "average", "gram_matrix", "graph_between", "leaves_behind", "weighted_sum"]
 
 Gradient = list[Tensor | None]
 CHUNK = 1 << 17
@@ -77,25 +80,13 @@ def weighted_sum(gradients: Sequence[Gradient], weights: Float[Tensor, " n"]) ->
     return total
 
 
-def processes(group: ProcessGroup | None) -> int:
-    """How many processes share the work; 1 outside distributed training."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size(group)
-
-
 def average(parameters: Sequence[Tensor], gradient: Gradient, group: ProcessGroup | None) -> None:
     """Make a gradient the mean over the processes, in place; None becomes zeros on all of them."""
     dense = [
         torch.zeros_like(p) if g is None else _dense(g)
         for p, g in zip(parameters, gradient, strict=True)
     ]
-    works = [distributed.all_reduce(g, group=group, async_op=True) for g in dense]
-    for work in works:
-        if work is not None:
-            work.wait()
-    if dense:
-        torch._foreach_div_(dense, float(processes(group)))
+    average_(dense, group)
     gradient[:] = dense
 
 
@@ -105,11 +96,21 @@ def graph_between(loss: Tensor, features: Sequence[Tensor]) -> tuple[set[int], l
     The walk does not go behind the features; the leaves are the parameters of the heads, and
     whatever reaches the loss around the features.
     """
+    return _walk([(loss.grad_fn, loss.output_nr)], features)
+
+
+def leaves_behind(features: Sequence[Tensor]) -> tuple[set[int], list[Tensor]]:
+    """What lies behind the features: which of them another one is made from, and the leaves."""
+    nodes = [h.grad_fn for h in features if h.grad_fn is not None]
+    return _walk([edge for node in nodes for edge in node.next_functions], features)
+
+
+def _walk(edges: list[Any], features: Sequence[Tensor]) -> tuple[set[int], list[Tensor]]:
+    """The features and the leaves that edges of the graph lead to, not going behind a feature."""
     stops = {(h.grad_fn, h.output_nr): k for k, h in enumerate(features) if h.grad_fn is not None}
     leaves = {id(h): k for k, h in enumerate(features) if h.grad_fn is None}
     reached: set[int] = set()
     found: dict[int, Tensor] = {}
-    edges = [(loss.grad_fn, loss.output_nr)]
     seen = set()
     while edges:
         node, output = edges.pop()

@@ -87,8 +87,10 @@ def combine_losses(
     if method == "sum":
         return w @ L  # (1)
     if method in ("initial", "prior"):
-        return w @ (L / _vector("reference", reference or [], L))  # (2)
+        return w @ (L / _vector("reference", [] if reference is None else reference, L))  # (2)
     if log_sigma is not None:
+        if not isinstance(log_sigma, Tensor):
+            raise TypeError(f"log_sigma must be {MEANING['log_sigma']}, got {log_sigma!r}")
         if log_sigma.shape != L.shape:
             shape = tuple(log_sigma.shape)
             raise ValueError(f"log_sigma must have shape ({len(L)},), got {shape}")

@@ -12,7 +12,8 @@ from typing import Any
 
 from kexue.report import RunFolder, write_clue_report
 from kexue.report.environment import environment
-from kexue.tasks.clue.run import ClueSettings, TaskResult, encode_task, train_task
+from kexue.tasks.clue.run import encode_task, train_task
+from kexue.tasks.clue.settings import RATES, ClueSettings, TaskResult
 from kexue.tasks.clue.sources import open_source
 from kexue.training.processes import processes
 
@@ -141,7 +142,7 @@ def may_write(run: RunFolder, config: dict[str, Any], *, resume: bool, overwrite
 def asked_for(settings: ClueSettings) -> dict[str, Any]:
     """The settings as given; what the tasks make of them stands in results.json."""
     given = asdict(settings)
-    for name in ("epochs", "batch_size", "learning_rate", "seed"):
+    for name in ("epochs", "batch_size", "seed", "optimizer", "options", *RATES):
         given["fit"].pop(name)
     return given
 

@@ -7,7 +7,7 @@ train_task(...)  →  run folder/<task>/ {metrics.jsonl, best/, predictions.json
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from kexue.data.features import FeatureTable
 from kexue.data.files import atomic_write_text
 from kexue.hardware import bf16_in_hardware
 from kexue.models.cpu_training import prepare_for_cpu
-from kexue.models.loading import LoadTable, load_encoder, load_tokenizer
+from kexue.models.loading import LoadTable, load_encoder
 from kexue.models.saving import save_text_model
 from kexue.models.text_model import TextModel
 from kexue.report import RunFolder
-from kexue.tasks.clue import make_task
 from kexue.tasks.clue.predict import (
     evaluator,
     load_trained,
@@ -31,93 +30,15 @@ from kexue.tasks.clue.predict import (
     read_split,
     split_features,
 )
+from kexue.tasks.clue.settings import ClueSettings, TaskResult
 from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Task
 from kexue.training.checkpoint import replace_folder, restore_folder, whole_or_nothing
 from kexue.training.fit import fit
 from kexue.training.objective import apply_tricks
 from kexue.training.processes import make_accelerator
-from kexue.training.settings import FitSettings
 
-__all__ = ["ClueSettings", "TaskResult", "encode_task", "train_task"]
-
-TINY_RATE, PRETRAINED_RATE = 1e-3, 2e-5
-
-
-@dataclass(frozen=True)
-class ClueSettings:
-    """How to train a CLUE task. None: the task's own, as the author published it.
-
-    Args:
-        model: "tiny", a model folder or a hub name.
-        version: which test files: "1.0" or "1.1".
-        epochs, batch_size, max_length: None: the recipe of the task (S01, section 2.2).
-        pooling: what the heads for whole texts read: "first" ([CLS]), "avg" or "max".
-        learning_rate: None: 1e-3 for tiny, 2e-5 for a pretrained encoder.
-        tricks: objective wrappers, `name=value`, innermost first.
-        fit: everything else about the loop.
-    """
-
-    model: str = "tiny"
-    version: str = "1.1"
-    epochs: int | None = None
-    batch_size: int | None = None
-    max_length: int | None = None
-    pooling: str = "first"
-    learning_rate: float | None = None
-    tricks: tuple[str, ...] = ()
-    fit: FitSettings = field(default_factory=FitSettings)
-
-    def task(self, name: str) -> Task:
-        """A task with the model's tokenizer.
-
-        Raises:
-            CheckpointError: the model has no usable tokenizer.
-            ValueError: there is no such task, version, length or pooling.
-        """
-        return make_task(
-            name,
-            load_tokenizer(self.model),
-            max_length=self.max_length,
-            version=self.version,
-            pooling=self.pooling,
-        )
-
-    def for_task(self, task: Task, seed: int) -> FitSettings:
-        """The loop's settings for one task and seed."""
-        rate = TINY_RATE if self.model == "tiny" else PRETRAINED_RATE
-        return replace(
-            self.fit,
-            epochs=task.epochs if self.epochs is None else self.epochs,
-            batch_size=task.batch_size if self.batch_size is None else self.batch_size,
-            learning_rate=rate if self.learning_rate is None else self.learning_rate,
-            seed=seed,
-        )
-
-
-@dataclass
-class TaskResult:
-    """What one task came to, as results.json keeps it. Scores are percentages."""
-
-    task: str
-    seed: int
-    metric: str
-    scores: dict[str, float]
-    chance: float
-    best_epoch: int
-    epochs: int
-    seconds: float
-    tokens_per_second: float
-    samples_per_second: float
-    train_examples: int
-    dev_examples: int
-    folder: str
-    submission: str | None = None
-    confusion: dict[str, Any] | None = None
-    errors: list[dict[str, str]] = field(default_factory=list)
-    wrong: int = 0
-    notes: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+__all__ = ["encode_task", "train_task"]
 
 
 def train_task(

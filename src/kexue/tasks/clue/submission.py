@@ -1,15 +1,16 @@
 """Submission files made of JSON lines: written whole, and read back line by example."""
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kexue.data.corpus import DataError, Record, existing_file, read_json_lines
-from kexue.data.files import atomic_writer
+from kexue.data.files import atomic_writer, explained
 from kexue.tasks.clue.task import Example
 
-__all__ = ["submission_rows", "write_lines"]
+__all__ = ["pack", "submission_rows", "write_lines"]
 
 
 def submission_rows(
@@ -59,3 +60,31 @@ def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     with atomic_writer(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def pack(run: Path, out: Path) -> list[Path]:
+    """Packs the submission files of a run into the archive that the benchmark takes.
+
+    Args:
+        run: a run folder, or its submission/ folder.
+        out: the archive; whole or absent.
+
+    Returns:
+        The files packed.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folder = run / "submission" if (run / "submission").is_dir() else run
+    files = sorted(folder.glob("*_predict.json"))
+    if not files:
+        raise ValueError(f"{folder}: holds no submission files (*_predict.json)")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with explained(out), zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return files
