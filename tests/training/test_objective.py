@@ -1,6 +1,7 @@
 """Tricks of the loss: how they stack, and what is refused."""
 
 import pytest
+import torch
 
 from kexue.training import objective as module
 from kexue.training.objective import apply_tricks, parse_trick, register_trick, tricks
@@ -12,18 +13,18 @@ def registry(monkeypatch):
     monkeypatch.setattr(module, "REGISTRY", {})
 
     @register_trick("times")
-    def times(objective, value):
+    def times(objective, value, facts):
         return lambda model, batch: objective(model, batch) * value
 
     @register_trick("plus")
-    def plus(objective, value):
+    def plus(objective, value, facts):
         return lambda model, batch: objective(model, batch) + value
 
     return module.REGISTRY
 
 
 def loss(model, batch):
-    return 5.0
+    return torch.tensor(5.0)
 
 
 def test_the_first_trick_named_is_the_innermost():
@@ -89,3 +90,34 @@ def test_a_bad_trick_is_refused_before_any_is_applied(registry):
     with pytest.raises(ValueError, match="no trick is called"):
         apply_tricks(loss, ["noisy=1", "missing=1"])
     assert made == []
+
+
+def test_the_raw_loss_is_kept_beside_the_modified_one():
+    objective = apply_tricks(loss, ["times=2", "plus=1"])
+    assert objective(None, None) == 11
+    assert objective.raw == 5
+
+
+def test_of_several_passes_in_one_call_the_first_is_the_raw_loss(registry):
+    @register_trick("twice")
+    def twice(objective, value, facts):
+        return lambda model, batch: objective(model, batch) + objective(model, batch)
+
+    given = iter([torch.tensor(3.0), torch.tensor(4.0), torch.tensor(6.0), torch.tensor(7.0)])
+    objective = apply_tricks(lambda model, batch: next(given), ["twice=1"])
+    assert (objective(None, None), objective.raw) == (7, 3)
+    assert (objective(None, None), objective.raw) == (13, 6)
+
+
+def test_a_trick_is_told_of_the_task(registry):
+    told = []
+
+    @register_trick("asks")
+    def asks(objective, value, facts):
+        told.append(facts)
+        return objective
+
+    facts = module.TaskFacts("tnews", "softmax")
+    apply_tricks(loss, ["asks=1"], facts)
+    apply_tricks(loss, ["asks=1"])
+    assert told == [facts, module.TaskFacts()]

@@ -85,6 +85,9 @@ def _curves(folder: RunFolder, row: Row, results: Sequence[Result]) -> Html:
         if sum("loss" in line and finite(line["loss"]) is None for line in lines):
             trouble.append(f"{name}: the loss was not finite at some steps")
         losses.append(_series(seed, ((line, line.get("loss")) for line in lines)))
+        if any("raw_loss" in line for line in lines):  # tricks changed what was minimised
+            raw = ((line, line.get("raw_loss")) for line in lines)
+            losses.append(_series((f"{seed}, raw", f"{seed}，原损失"), raw))
         scores.append(_series(seed, ((line, _dev(line, row.metric)) for line in lines), dots=True))
     parts = Html()
     if losses:
@@ -115,7 +118,10 @@ def _dev(line: Mapping[str, Any], metric: str) -> object:
 
 
 def _series(
-    name: str, points: Iterable[tuple[Mapping[str, Any], object]], *, dots: bool = False
+    name: str | tuple[str, str],
+    points: Iterable[tuple[Mapping[str, Any], object]],
+    *,
+    dots: bool = False,
 ) -> Series:
     """The points by epoch; where a resumed run wrote a step again, the later line counts."""
     known: dict[float, tuple[float, float]] = {}

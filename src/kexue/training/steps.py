@@ -47,8 +47,8 @@ def train_step(
         step: its number, from 1.
 
     Returns:
-        This process's part of the step's mean loss, on the device; examples and tokens of the
-        whole step.
+        This process's part of the step's mean loss, on the device, and behind it that of the raw
+        loss where tricks changed it; examples and tokens of the whole step.
     """
     seed_step(settings.seed, step, accelerator.process_index)
     model.train()
@@ -58,7 +58,7 @@ def train_step(
     if accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
     count, tokens = counts.tolist()
-    loss = torch.zeros((), device=accelerator.device)
+    losses = torch.zeros(2 if hasattr(objective, "raw") else 1, device=accelerator.device)
     for number, batch in enumerate(micro, start=1):
         batch = batch.to(accelerator.device)
         hold = accelerator.no_sync(model) if number < len(micro) else nullcontext()
@@ -67,13 +67,15 @@ def train_step(
                 part = objective(model, batch) * (batch.count / count)  # (1)
             # DDP and FSDP average over processes; (1) is a sum
             accelerator.backward(part * accelerator.num_processes)
-        loss += part.detach()
+        losses[0] += part.detach()
+        if len(losses) > 1:
+            losses[1] += getattr(objective, "raw") * (batch.count / count)  # noqa: B009
     if settings.max_grad_norm is not None:
         norm = clip(model, optimizer, settings.max_grad_norm, accelerator)
-        loss = torch.where(norm.isfinite(), loss, torch.nan)
+        losses = torch.where(norm.isfinite(), losses, torch.nan)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, count, tokens
+    return losses, count, tokens
 
 
 def clip(model: nn.Module, optimizer: Any, max_norm: float, accelerator: Any) -> Tensor:
@@ -112,12 +114,12 @@ class Losses:
         self.accelerator = accelerator
         self.unread: list[tuple[int, Tensor]] = []
 
-    def add(self, step: int, loss: Tensor) -> None:
-        """This process's part of a step's loss."""
-        self.unread.append((step, loss))
+    def add(self, step: int, losses: Tensor) -> None:
+        """This process's part of a step's loss, and of the raw loss if there is one."""
+        self.unread.append((step, losses))
 
-    def read(self) -> float | None:
-        """The last step's loss as a number; None if there is nothing new.
+    def read(self) -> dict[str, float] | None:
+        """The last step's `loss` and perhaps `raw_loss` as numbers; None if there is nothing new.
 
         Every step since the last reading is looked at, so that nothing is scored or saved after
         one that went wrong.
@@ -127,19 +129,19 @@ class Losses:
         """
         if not self.unread:
             return None
-        losses = torch.stack([loss for _, loss in self.unread])
+        losses = torch.stack([part for _, part in self.unread])
         if self.accelerator.num_processes > 1:
             losses = self.accelerator.reduce(losses, "sum")
         steps = [step for step, _ in self.unread]
         self.unread.clear()
-        values: list[float] = losses.tolist()
-        for step, value in zip(steps, values, strict=True):
+        values: list[list[float]] = losses.tolist()
+        for step, (value, *_) in zip(steps, values, strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss or its gradient is {value} at step {step}; lower the learning rate, "
                     "or train in fp32"
                 )
-        return values[-1]
+        return dict(zip(("loss", "raw_loss"), values[-1], strict=False))
 
 
 def batches(

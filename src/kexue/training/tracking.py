@@ -160,22 +160,24 @@ class Log:
     ) -> None:
         self.bar, self.metrics, self.accelerator, self.tracked = bar, metrics, accelerator, tracked
 
-    def step(self, step: int, epoch: float, loss: float | None, rate: float, meter: Meter) -> None:
-        """A step is done; `loss` is None where it was not read from the device."""
-        self.bar.step(loss, meter.tokens_per_second)
-        if loss is None:
+    def step(
+        self, step: int, epoch: float, losses: dict[str, float] | None, rate: float, meter: Meter
+    ) -> None:
+        """A step is done; `losses` is None where they were not read from the device."""
+        self.bar.step(losses["loss"] if losses else None, meter.tokens_per_second)
+        if losses is None:
             return
         if self.metrics is not None:
             self.metrics.log(
                 step=step,
                 epoch=round(epoch, 4),
-                loss=loss,
+                **losses,
                 learning_rate=rate,
                 tokens_per_second=round(meter.tokens_per_second, 1),
                 samples_per_second=round(meter.samples_per_second, 1),
             )
         if self.tracked:
-            self.accelerator.log({"loss": loss, "learning_rate": rate}, step)
+            self.accelerator.log({**losses, "learning_rate": rate}, step)
 
     def scores(
         self, step: int, epoch: int, scores: dict[str, float], metric: str, better: bool
