@@ -10,7 +10,10 @@ parameters. Temporary memory is the growth of the process's peak during a step, 
 own whose large blocks come from the kernel and go back there.
 
 The limit of a contender is the bytes it must move (reads and writes of parameters, gradients and
-state, each once) over the bandwidth of an in-place pass measured in the same run.
+state, each once; parameters twice where a step needs their size first) over the bandwidth of a pass
+in place over 400 MB, measured right before each timing: machines share their memory with others, so
+only such a ratio can be compared. Targets are 1.3 times the limit, and for AdaFactor 80 ms where
+60 GB/s move.
 """
 
 import argparse
@@ -32,7 +35,7 @@ SMALL = [(256,), (16, 32), (1024,), (8, 96)] * 500
 
 
 def contenders():
-    """Name → (bytes moved per parameter, target in ms per 100 M at 60 GB/s, factory)."""
+    """Name → (bytes moved per parameter, target as a multiple of the limit, factory)."""
     import pytorch_optimizer
     import torch
     from transformers import Adafactor
@@ -51,10 +54,10 @@ def contenders():
         return Tiger(groups, **fixed)
 
     return {
-        "kexue Tiger": (24, 52, tiger),
-        "kexue Lion": (20, 43, lambda ps: Lion(ps, **fixed)),
-        "kexue AdaX": (28, 62.4, lambda ps: AdaX(ps, **fixed)),
-        "kexue AdaFactor, factored": (16, 80, lambda ps: AdaFactor(ps, **fixed)),
+        "kexue Tiger": (24, 1.3, tiger),
+        "kexue Lion": (20, 1.3, lambda ps: Lion(ps, **fixed)),
+        "kexue AdaX": (28, 1.3, lambda ps: AdaX(ps, **fixed)),
+        "kexue AdaFactor, factored": (16, 3.0, lambda ps: AdaFactor(ps, **fixed)),
         "kexue AdaFactor, CLUE recipe": (28, None, lambda ps: AdaFactor(ps, **fixed, **unfactored)),
         "torch SGD momentum, fused": (
             20,
@@ -149,14 +152,9 @@ def temporaries(name):
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def pass_over_memory(device, rounds):
-    """Bytes per second of reading and writing 400 MB in place, and of copying them."""
-    import torch
-
-    a, b = (torch.ones(100_000_000, device=device) for _ in range(2))
-    in_place = milliseconds(lambda: a.mul_(1.0000001), device, 3 * rounds)
-    copy = milliseconds(lambda: b.copy_(a), device, 3 * rounds)
-    return 8e8 / in_place * 1e3, 8e8 / copy * 1e3
+def in_place(spare, device):
+    """Bytes per second of a pass in place, now."""
+    return 8 * spare.numel() / milliseconds(lambda: spare.mul_(1.0000001), device, 3) * 1e3
 
 
 def main():
@@ -179,18 +177,21 @@ def main():
     torch.set_num_threads(1)
     device = given.device
     chosen = {n: c for n, c in contenders().items() if not given.only or given.only in n}
-    in_place, copy = pass_over_memory(device, given.rounds)
+    spare = torch.ones(100_000_000, device=device)
     times = {model: {name: [] for name in chosen} for model in ("large", "small")}
-    kept = {}
+    ratios, kept, bandwidths = {name: [] for name in chosen}, {}, []
     for model, shapes in (("large", LARGE), ("small", SMALL)):
         ps = parameters(shapes, device)
         size = sum(p.numel() for p in ps)
         for number in range(given.rounds):
-            for name, (_, _, make) in chosen.items():
+            for name, (moved, _, make) in chosen.items():
                 optimizer = make(ps)
+                bandwidth = in_place(spare, device)
                 spent = milliseconds(optimizer.step, device, given.steps)
                 times[model][name].append(spent * (1e8 / size if model == "large" else 1))
                 if model == "large":
+                    bandwidths.append(bandwidth)
+                    ratios[name].append(times[model][name][-1] / (moved * 1e11 / bandwidth))
                     kept[name] = state_bytes(optimizer) / size
                 del optimizer
                 gc.collect()
@@ -201,11 +202,10 @@ def main():
     table = []
     for name, (moved, target, _) in chosen.items():
         large = statistics.median(times["large"][name])
-        limit = moved * 1e8 / in_place * 1e3
         row = {"contender": name, "large_ms": round(large, 1), "bytes_moved": moved}
-        row |= {"limit_ms": round(limit, 1), "over_limit": round(large / limit, 2)}
-        if target:  # given for 60 GB/s: scaled to the bandwidth of this run
-            row["target_ms"] = round(target * 60e9 / in_place, 1)
+        row |= {"over_limit": round(statistics.median(ratios[name]), 2)}
+        row |= {"over_limit_range": [round(f(ratios[name]), 2) for f in (min, max)]}
+        row["target"] = target
         spread = [round(f(times["large"][name]), 1) for f in (min, max)]
         row |= {
             "large_range": spread,
@@ -220,8 +220,8 @@ def main():
     result = {
         "task": "one step, float32, one thread; large: ms per 100 M parameters; small: ms",
         "rounds": given.rounds,
-        "bandwidth_in_place_gb": round(in_place / 1e9, 1),
-        "bandwidth_copy_gb": round(copy / 1e9, 1),
+        "bandwidth_in_place_gb": round(statistics.median(bandwidths) / 1e9, 1),
+        "bandwidth_range_gb": [round(f(bandwidths) / 1e9, 1) for f in (min, max)],
         "largest_tensor_mb": 4.0,
         "hardware": {k: v for k, v in found.items() if k in ("cpu", "cores", "memory_gb", "gpu")},
         "python": platform.python_version(),
@@ -235,14 +235,15 @@ def main():
     path = given.out or RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nin place {in_place / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s")
-    header = ("contender", "large ms", "limit", "×", "target", "small ms", "B/param", "temp MB")
-    print("{:<32}{:>9}{:>8}{:>7}{:>8}{:>10}{:>9}{:>9}".format(*header))
+    low, high = result["bandwidth_range_gb"]
+    print(f"\nin place {result['bandwidth_in_place_gb']} GB/s ({low} to {high})")
+    header = ("contender", "large ms", "× limit", "target", "small ms", "B/param", "temp MB")
+    print("{:<32}{:>9}{:>9}{:>8}{:>10}{:>9}{:>9}".format(*header))
     for row in table:
-        target, extra = row.get("target_ms", ""), row["temporary_mb"]
         print(
-            f"{row['contender']:<32}{row['large_ms']:>9}{row['limit_ms']:>8}{row['over_limit']:>7}"
-            f"{target:>8}{row['small_ms']:>10}{row['state_bytes']:>9}{extra!s:>9}"
+            f"{row['contender']:<32}{row['large_ms']:>9}{row['over_limit']:>9}"
+            f"{row['target'] or '':>8}{row['small_ms']:>10}{row['state_bytes']:>9}"
+            f"{row['temporary_mb']!s:>9}"
         )
     print(f"written to {path}")
 

@@ -88,6 +88,70 @@ def test_a_loop_takes_float32_blocks_on_a_cpu_and_nothing_else(compiler, folder)
         assert not loop.takes(x, other)
 
 
+def test_a_loop_takes_equally_many_elements_with_their_signs_in_memory(compiler, folder):
+    loop = Loop(str(folder / "module.py"), "twice", "xn")
+    x = torch.zeros(4, 4)
+    assert not loop.takes(x, torch.zeros(4, 3))
+    assert not loop.takes(torch._neg_view(x))
+
+
+@pytest.mark.parametrize("empty", ["KEXUE_CACHE", "XDG_CACHE_HOME"])
+def test_an_empty_variable_counts_as_unset(compiler, folder, monkeypatch, tmp_path, empty):
+    for name in ("KEXUE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(empty, "")
+    monkeypatch.chdir(tmp_path)
+    assert native_library(folder) is not None
+    assert list((tmp_path / ".cache" / "kexue").glob("native-*.so"))
+    assert not list(tmp_path.glob("native-*"))
+    assert not (tmp_path / "kexue").exists()
+
+
+def test_a_relative_cache_is_found_again(compiler, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEXUE_CACHE", ".")
+    assert native_library(folder) is not None
+
+
+def test_without_a_home_torch_is_used(folder, monkeypatch):
+    def nowhere(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("KEXUE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    assert native_library(folder) is None
+    assert native_status(folder) == (
+        "could not be compiled (Could not determine home directory. Set KEXUE_CACHE to a folder of "
+        "your own); torch's own operations are used"
+    )
+
+
+def test_a_message_in_another_encoding_is_reported(folder, monkeypatch, tmp_path):
+    broken = tmp_path / "tools" / "cc"
+    broken.parent.mkdir()
+    broken.write_bytes(b"#!/bin/sh\nprintf 'kaputt \\344\\n' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:/usr/bin:/bin")
+    assert native_library(folder) is None
+    assert "could not be compiled (kaputt" in native_status(folder)
+
+
+def test_the_sums_of_a_huge_tensor_fit_on_the_stack_of_a_thread():
+    """In a process of its own, which an overflow would end; 200 million zeros take no memory."""
+    code = (
+        "import threading, torch; from kexue.optim.tiger import rms\n"
+        "x, found = torch.zeros(200_000_000), []; threading.stack_size(256 * 1024)\n"
+        "one = threading.Thread(target=lambda: found.append(rms(x))); one.start(); one.join()\n"
+        "print(found)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "[0.0]\n"
+
+
 def test_switched_off_it_says_so(folder, monkeypatch):
     monkeypatch.setenv("KEXUE_NATIVE", "0")
     assert native_library(folder) is None

@@ -68,12 +68,22 @@ class Loop:
         return found
 
     def takes(self, *tensors: Tensor) -> bool:
-        """Whether the loop is there and these are float32 tensors on a CPU, each in one block."""
+        """Whether the loop is there and these are float32 tensors on a CPU, each in one block.
+
+        They must have equally many elements, since a loop would read beyond the shorter one; and
+        no negation that torch has put off (`is_neg`), since it does not stand in the memory.
+        """
         if torch.compiler.is_compiling():
             return False
+        size = tensors[0].numel()
         for t in tensors:
             if not (
-                t.dtype == torch.float32 and t.is_cpu and type(t) in PLAIN and t.is_contiguous()
+                t.dtype == torch.float32
+                and t.is_cpu
+                and type(t) in PLAIN
+                and t.is_contiguous()
+                and not t.is_neg()
+                and t.numel() == size
             ):
                 return False
         return self.function is not None
@@ -123,8 +133,11 @@ def _open(compiler: str, sources: list[Path], target: Path) -> ctypes.CDLL:
 
 
 def _cache() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kexue"
-    folder = Path(os.environ.get("KEXUE_CACHE", default))
+    try:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kexue"
+        folder = Path(os.environ.get("KEXUE_CACHE") or default).absolute()
+    except RuntimeError as error:  # neither HOME nor an entry in passwd, as in some containers
+        raise OSError(f"{error} Set KEXUE_CACHE to a folder of your own") from error
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder.stat()  # no library that somebody else could have put there
     if kept.st_uid != os.getuid():
@@ -137,7 +150,9 @@ def _cache() -> Path:
 def _fingerprint(sources: list[Path], compiler: str) -> str:
     """Of all that decides what the library holds; unlike machines may share a home folder."""
     text = [source.read_text(encoding="utf-8") for source in sources]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30)
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, errors="replace", timeout=30
+    )
     text += [version.stdout, " ".join((*FLAGS, ROUNDING)), platform.machine(), _instruction_set()]
     return hashlib.sha256("\0".join(text).encode()).hexdigest()[:24]
 
@@ -157,7 +172,9 @@ def _compile(compiler: str, sources: list[Path], target: Path) -> None:
         for openmp in ([OPENMP], []):  # some compilers come without OpenMP: one thread then
             command = [compiler, *FLAGS, ROUNDING, *openmp, *map(str, sources)]
             command += ["-o", str(made), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=120
+            )
             if done.returncode == 0:
                 made.replace(target)
                 return

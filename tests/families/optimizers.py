@@ -220,6 +220,92 @@ def assert_gaps_do_not_matter(build):
     torch.testing.assert_close(turned.detach(), flat.detach(), rtol=2e-6, atol=5e-7)
 
 
+def assert_reads_a_negation_that_was_put_off(build):
+    """The imaginary part of a conjugate is a view of numbers with the other sign."""
+    ends = []
+    for lazily in (True, False):
+        w = nn.Parameter(torch.tensor([1.0]))
+        optimizer = build([w])
+        for _ in range(2):
+            w.grad = torch.tensor([-2.0])
+            if lazily:
+                w.grad = torch.complex(torch.zeros(1), torch.tensor([2.0])).conj().imag
+                assert w.grad.is_neg()
+                assert w.grad.is_contiguous()
+            optimizer.step()
+        assert w.item() > 1
+        ends.append(tensors_of(optimizer))
+    for one, other in zip(*ends, strict=True):  # torch's operations and the compiled loop
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=5e-7)
+
+
+def assert_takes_gradients_of_another_dtype(build):
+    params, others = (parameters([(8, 5), (7,)]) for _ in range(2))
+    for p in params:
+        p.grad_dtype = None
+    optimizer, other = build(params), build(others)
+    for seed in range(2):
+        for i, (p, q) in enumerate(zip(params, others, strict=True)):
+            p.grad = draws(*p.shape, seed=100 * seed + i, dtype=torch.bfloat16)
+            q.grad = p.grad.float()
+        optimizer.step()
+        other.step()
+    assert_same(tensors_of(optimizer), tensors_of(other))
+
+
+def assert_a_loaded_state_takes_the_dtype(build, saved, dtype):
+    """A state saved beside weights of one dtype goes on beside those of another."""
+    params = parameters([(8, 5), (7,)], saved)
+    others = [nn.Parameter(p.detach().to(dtype)) for p in params]
+    other = build(others)
+    other.load_state_dict(run_with(build, params, 2).state_dict())
+    kept = [t for s in other.state.values() for t in s.values() if t.is_floating_point()]
+    assert {t.dtype for t in kept} == {torch.promote_types(dtype, torch.float32)}
+    before = [p.detach().clone() for p in others]
+    run(other, others, 2, start=2)
+    for p, q in zip(others, before, strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p, q)
+
+
+def assert_refuses_the_state_of_other_shapes(build):
+    """A compiled loop would read and write beyond the end of the smaller tensor."""
+    foreign = run_with(build, parameters([(3, 5), (7,)]), 1).state_dict()
+    params = parameters([(300, 500), (7,)])
+    optimizer = run_with(build, params, 1)
+    before = tensors_of(optimizer)
+    with pytest.raises(ValueError, match=r"shape \(3, .* parameter of shape \(300, 500\)"):
+        optimizer.load_state_dict(foreign)
+    assert_same(tensors_of(optimizer), before)
+
+
+def assert_refuses_a_resized_parameter(build):
+    """One that was given other data behind the optimizer's back, say by a longer vocabulary."""
+    w = nn.Parameter(torch.ones(3, 4))
+    optimizer = run_with(build, [w], 1)
+    w.grad = None
+    w.data = torch.ones(5000, 4)
+    w.grad = torch.ones(5000, 4)
+    with pytest.raises(RuntimeError, match="size"):
+        optimizer.step()
+
+
+def assert_missing_options_have_their_defaults(build):
+    """As in states of peers, or from before there was an option."""
+    params, others = (parameters([(8, 5), (7,)]) for _ in range(2))
+    optimizer, other = run_with(build, params, 2), build(others)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        for name in ("maximize", "nonfinite", "stochastic_rounding", "seed"):
+            del group[name]
+    for p, q in zip(params, others, strict=True):
+        q.data.copy_(p)
+    other.load_state_dict(state)
+    run(optimizer, params, 2, start=2)
+    run(other, others, 2, start=2)
+    assert_same(tensors_of(optimizer), tensors_of(other))
+
+
 def assert_skips(build, bad, dtype=torch.float32):
     """Only the tensor with the bad gradient is left alone, bit for bit, and its state."""
     params, others = (parameters([(8, 5), (7,)], dtype) for _ in range(2))

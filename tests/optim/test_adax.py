@@ -337,6 +337,18 @@ def test_after_a_reset_all_is_as_with_a_new_optimizer():
     assert torch.equal(torch.stack(found), torch.stack(wanted))
 
 
+def test_a_single_tensor_is_reset_and_what_the_optimizer_does_not_hold_is_refused():
+    x, other = parameter(draws(3)), parameter(draws(3))
+    optimizer = AdaX([x], lr=0.1)
+    run(optimizer, x, draws(5, 3, seed=1))
+    for wrong in ([other], other, []):
+        with pytest.raises(ValueError, match="none of these is a parameter of this optimizer"):
+            optimizer.reset_second_moment(wrong)
+    assert optimizer.state[x]["step"] == 5
+    optimizer.reset_second_moment(x)
+    assert optimizer.state[x]["step"] == 0
+
+
 def test_weight_decay_is_decoupled_from_the_scale():
     x, y = parameter(draws(3)), parameter(draws(3))
     [plain] = run(AdaX([x], lr=0.1), x, [[1.0, 2.0, 3.0]])

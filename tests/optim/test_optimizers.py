@@ -54,6 +54,46 @@ def test_parameters_and_gradients_with_gaps_get_the_same_update(build):
 
 
 @each
+def test_a_gradient_that_torch_negates_later_is_read_with_its_sign(build):
+    family.assert_reads_a_negation_that_was_put_off(build)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="needs torch 2.10")
+@each
+def test_a_gradient_may_have_another_dtype(build):
+    family.assert_takes_gradients_of_another_dtype(build)
+
+
+@each
+@pytest.mark.parametrize(
+    ("saved", "dtype"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ],
+)
+def test_a_state_may_be_loaded_beside_weights_of_another_dtype(build, saved, dtype):
+    family.assert_a_loaded_state_takes_the_dtype(build, saved, dtype)
+
+
+@each
+def test_a_state_of_other_shapes_is_refused(build):
+    family.assert_refuses_the_state_of_other_shapes(build)
+
+
+@each
+def test_a_parameter_that_was_resized_is_refused(build):
+    family.assert_refuses_a_resized_parameter(build)
+
+
+@each
+def test_options_that_a_saved_state_lacks_have_their_defaults(build):
+    family.assert_missing_options_have_their_defaults(build)
+
+
+@each
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_skip_leaves_only_the_tensor_with_a_bad_gradient_alone(build, bad, dtype):

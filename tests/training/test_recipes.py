@@ -91,8 +91,33 @@ def test_an_option_that_is_none_is_refused_with_those_that_are(option):
 
 
 def test_an_option_of_the_wrong_kind_is_refused_by_the_name_of_its_optimizer():
-    with pytest.raises(ValueError, match="lion does not take these options: "):
-        built("lion", betas=0.9)
+    with pytest.raises(ValueError, match=r"lion does not take the options {'betas': 0.9}: "):
+        FitSettings(optimizer="lion", options={"betas": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tiger", {"beta": "abc"}),
+        ("tiger", {"beta": 2}),
+        ("tiger", {"momentum_dtype": "bfloat16"}),
+        ("adamw", {"foreach": True}),
+        ("adamw", {"betas": (0.9,)}),
+        ("lion", {"betas": (0.9,)}),
+        ("adafactor", {"eps": 1e-30}),
+        ("sgd", {"nesterov": True}),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_before_anything_is_written(name, options):
+    with pytest.raises(
+        ValueError, match=f"^{name} does not take the options {{'{next(iter(options))}"
+    ):
+        FitSettings(optimizer=name, options=options)
+
+
+def test_what_torch_does_not_have_is_not_found_under_its_name():
+    with pytest.raises(ValueError, match=r"no optimizer is called 'torch\.tiger'; known: adadelta"):
+        optimizer_class("torch.tiger")
 
 
 @pytest.mark.parametrize(

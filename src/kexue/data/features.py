@@ -28,7 +28,7 @@ class FeatureTable:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.lengths = dataset.with_format("numpy")["length"][:].astype(np.int64)
+        self.lengths = self.column("length").astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -36,7 +36,12 @@ class FeatureTable:
     @property
     def example_count(self) -> int:
         """How many examples the features were made from."""
-        return 1 + int(self.dataset.with_format("numpy")["example"][:].max())
+        return 1 + int(self.column("example").max())
+
+    def column(self, name: str) -> np.ndarray:
+        """One number of every feature, in order."""
+        values: np.ndarray = self.dataset.with_format("numpy")[name][:]
+        return values
 
     def rows(self, indices: list[int]) -> list[Feature]:
         """The features at the indices, in that order."""

@@ -10,6 +10,7 @@
 
 enum { GRAIN = 1 << 16 };               // fewer elements are not worth a second thread
 enum { LANES = 16, STRETCH = 4096 };    // elements whose sum is taken in floats, in lanes
+enum { AT_ONCE = 4096 };                // such sums on the stack, which may be small in a thread
 enum { ROWS = 64 };                     // rows whose column sums are taken in floats
 enum { BAND = 256, BANDS = 16 };        // rows of a band, at least; bands of a matrix, at most
 
@@ -86,13 +87,16 @@ static void full_move(float *restrict x, const float *restrict g, const float *r
 // Without factors; m may be NULL.
 void adafactor_full(float *x, const float *g, float *v, float *m, int64_t n, const Options *o) {
     int64_t stretches = (n + STRETCH - 1) / STRETCH;
-    double sums[stretches > 0 ? stretches : 1], total = 0;
-    #pragma omp parallel for if (n > GRAIN)
-    for (int64_t b = 0; b < stretches; b++) {
-        int64_t i = b * STRETCH, size = smaller(STRETCH, n - i);
-        sums[b] = full_squares(g + i, v + i, size, o->fresh, o->eps1, o->bound);
+    double sums[AT_ONCE], total = 0;
+    for (int64_t from = 0; from < stretches; from += AT_ONCE) {
+        int64_t to = smaller(from + AT_ONCE, stretches);
+        #pragma omp parallel for if (n > GRAIN)
+        for (int64_t b = from; b < to; b++) {
+            int64_t i = b * STRETCH, size = smaller(STRETCH, n - i);
+            sums[b - from] = full_squares(g + i, v + i, size, o->fresh, o->eps1, o->bound);
+        }
+        for (int64_t b = from; b < to; b++) total += sums[b - from];
     }
-    for (int64_t b = 0; b < stretches; b++) total += sums[b];
     Move k = move_of(x, n, total, o);
     #pragma omp parallel for if (n > GRAIN)
     for (int64_t b = 0; b < stretches; b++) {

@@ -50,7 +50,6 @@ from torch import Tensor
 from kexue.optim.adafactor_loop import in_one_loop
 from kexue.optim.adafactor_state import (
     check_options,
-    check_shapes,
     factor_shapes,
     from_hugging_face,
 )
@@ -224,6 +223,7 @@ class AdaFactor(PerTensorOptimizer):
     """
 
     state_names = ("row", "col", "v", "m", "step")
+    shaped = ("v", "m")
     options = ("beta2_decay", "clip_threshold", "factored_axes")
 
     def __init__(
@@ -365,12 +365,13 @@ class AdaFactor(PerTensorOptimizer):
             ValueError: the state is another optimizer's, or of parameters of other shapes; or it
                 is Hugging Face's and cannot be continued here (see `adafactor_state`).
         """
-        state_dict = from_hugging_face(state_dict, self.param_groups)
-        check_shapes(state_dict, self.param_groups)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(from_hugging_face(state_dict, self.param_groups))
         for group in self.param_groups:
             self.mark_own_step(group)
-        for parameter, state in self.state.items():  # not shared with the dict it came from
-            state.update(
-                {name: kept.to(parameter.device, copy=True) for name, kept in state.items()}
-            )
+
+    def check_saved(self, name: str, saved: Tensor, parameter: Tensor) -> None:
+        super().check_saved(name, saved, parameter)
+        if name in ("row", "col"):
+            sizes = zip(saved.shape, parameter.shape, strict=False)
+            if saved.ndim != parameter.ndim or any(n not in (1, full) for n, full in sizes):
+                self.refuse_saved(name, saved, parameter)

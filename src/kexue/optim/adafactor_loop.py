@@ -24,14 +24,16 @@ def in_one_loop(
     x: Tensor, g: Tensor, state: dict[str, Tensor], numbers: tuple[float | Tensor, ...]
 ) -> bool:
     """Takes the step in the compiled loop, if that can; the numbers are its `Options`."""
-    kept = [state[name] for name in ("row", "col", "v", "m") if name in state]
-    if not FULL.takes(x, g, *kept):
+    whole = [state[name] for name in ("v", "m") if name in state]
+    if not FULL.takes(x, g, *whole):
         return False
     m = state.get("m")
     if "v" in state:
-        FULL(x, g, kept[0], m, x.numel(), packed(*map(float, numbers)))
+        FULL(x, g, state["v"], m, x.numel(), packed(*map(float, numbers)))
         return True
-    row, col = kept[:2]
+    row, col = state["row"], state["col"]
+    if not (FACTORED.takes(row) and FACTORED.takes(col)):
+        return False
     matrices = as_matrices(x.shape, row.shape, col.shape)
     if matrices is None:
         return False

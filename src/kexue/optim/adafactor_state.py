@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kexue.optim.per_tensor import parameter_name
+from kexue.optim.own_step import OwnStep
+from kexue.optim.per_tensor import pair, parameter_name
 
-__all__ = ["check_options", "check_shapes", "factor_shapes", "from_hugging_face"]
-
-SHAPED = ("row", "col", "v", "m")
+__all__ = ["check_options", "factor_shapes", "from_hugging_face"]
 
 
 def factor_shapes(
@@ -53,7 +52,8 @@ def factor_shapes(
 
 def check_options(group: dict[str, Any]) -> None:
     """Raises ValueError if an option of a group, or a parameter in it, cannot be used."""
-    lr, beta1, beta2 = group["lr"], group["beta1"], group["beta2"]
+    lr = None if isinstance(group["lr"], OwnStep) else group["lr"]
+    beta1, beta2 = group["beta1"], group["beta2"]
     if lr is not None and not lr >= 0:
         raise ValueError(f"lr must not be negative, got {lr}; None lets AdaFactor choose")
     if lr is not None and group["warmup_init"]:
@@ -65,7 +65,7 @@ def check_options(group: dict[str, Any]) -> None:
     for name in ("beta2_decay", "clip_threshold"):
         if not group[name] > 0:
             raise ValueError(f"{name} must be positive, got {group[name]}")
-    if not (len(group["eps"]) == 2 and min(group["eps"]) >= 0):
+    if min(pair(group, "eps")) < 0:
         raise ValueError(f"eps must be two numbers, not negative, got {group['eps']}")
     for name in ("weight_decay", "min_dim_size_to_factor"):
         if not group[name] >= 0:
@@ -83,33 +83,6 @@ def check_options(group: dict[str, Any]) -> None:
                 f"{parameter_name(group, parameter)} was flattened by FSDP and has lost its "
                 "rows and columns; shard with fully_shard (FSDP2), or use another optimizer"
             )
-
-
-def check_shapes(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Raises ValueError if a saved tensor cannot belong to its parameter."""
-    for key, parameter, _ in pairs(state_dict, groups):
-        for name, kept in state_dict["state"].get(key, {}).items():
-            shape, given = tuple(parameter.shape), tuple(getattr(kept, "shape", ()))
-            fits = given == shape
-            if name in ("row", "col"):
-                fits = len(given) == len(shape) and all(
-                    n in (1, m) for n, m in zip(given, shape, strict=True)
-                )
-            if name in SHAPED and not fits:
-                raise ValueError(
-                    f"the saved {name!r} has shape {given}, which does not go with a parameter of "
-                    f"shape {shape}; build the optimizer from the parameters it was saved with, "
-                    "in their order"
-                )
-
-
-def pairs(
-    state_dict: dict[str, Any], groups: list[dict[str, Any]]
-) -> Iterable[tuple[int, Tensor, dict[str, Any]]]:
-    """(key in the state, parameter, its group); nothing where the numbers do not match."""
-    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-    ours = [(parameter, group) for group in groups for parameter in group["params"]]
-    return [(key, *one) for key, one in zip(keys, ours, strict=False)]
 
 
 def from_hugging_face(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:

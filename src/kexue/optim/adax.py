@@ -51,7 +51,7 @@ import torch
 from torch import Tensor
 
 from kexue.native import Loop
-from kexue.optim.per_tensor import PerTensorOptimizer
+from kexue.optim.per_tensor import PerTensorOptimizer, pair
 
 __all__ = ["PRESETS", "AdaX", "adax_", "newest_share"]
 
@@ -178,6 +178,7 @@ class AdaX(PerTensorOptimizer):
     """
 
     state_names = ("exp_avg", "exp_avg_sq_hat", "step")
+    shaped = ("exp_avg", "exp_avg_sq_hat")
     options = ("betas", "eps", "eps_mode")
     places = ("inside", "outside", "unnormalised")
 
@@ -204,7 +205,7 @@ class AdaX(PerTensorOptimizer):
         for name in ("lr", "eps", "weight_decay"):
             if not group[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = pair(group, "betas")
         if not 0 <= beta1 < 1:
             raise ValueError(f"betas[0] must lie in [0, 1), got {beta1}")
         if not 0 < beta2 <= 0.5:
@@ -230,7 +231,7 @@ class AdaX(PerTensorOptimizer):
         chosen = {name: group[name] for name in names}
         adax_(x, g, state["exp_avg"], state["exp_avg_sq_hat"], t, **chosen)
 
-    def reset_second_moment(self, params: Iterable[Tensor] | None = None) -> None:
+    def reset_second_moment(self, params: Iterable[Tensor] | Tensor | None = None) -> None:
         """Lets tensors start over at t = 1, as after unfreezing or a change of data or loss.
 
         A settled v never adapts to another scale of gradients. The momentum starts over as well:
@@ -238,9 +239,18 @@ class AdaX(PerTensorOptimizer):
 
         Args:
             params: the parameters to reset; all when None.
+
+        Raises:
+            ValueError: none of them is in this optimizer.
         """
-        chosen = None if params is None else set(params)
-        for parameter, state in self.state.items():
-            if chosen is None or parameter in chosen:
-                for kept in state.values():
-                    kept.zero_()
+        mine = {p for group in self.param_groups for p in group["params"]}
+        given = [params] if isinstance(params, Tensor) else params
+        chosen = mine if given is None else mine.intersection(given)
+        if not chosen:
+            raise ValueError(
+                "none of these is a parameter of this optimizer; give parameters, such as "
+                "model.head.parameters()"
+            )
+        for parameter in chosen:
+            for kept in self.state.get(parameter, {}).values():
+                kept.zero_()

@@ -109,6 +109,7 @@ class HiddenAccumulation(MicroStepOptimizer):
     """
 
     state_names = ("exp_avg", "exp_avg_sq", "momentum_buffer", "step", "open")
+    shaped = ("exp_avg", "exp_avg_sq", "momentum_buffer")
     options = ("rule", "accum_steps")
 
     def __init__(
@@ -128,6 +129,7 @@ class HiddenAccumulation(MicroStepOptimizer):
         for own, theirs in zip(self.param_groups, optimizer.param_groups, strict=True):
             theirs.update(own)
         self.param_groups = optimizer.param_groups
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # else its schedulers warn
 
     def check(self, group: dict[str, Any]) -> None:
         if not (isinstance(group["accum_steps"], int) and group["accum_steps"] >= 1):

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from kexue.native import Loop
-from kexue.optim.per_tensor import PerTensorOptimizer
+from kexue.optim.per_tensor import PerTensorOptimizer, pair
 
 __all__ = ["Lion", "lion_"]
 
@@ -101,7 +101,7 @@ class Lion(PerTensorOptimizer):
         0.75
     """
 
-    state_names = ("exp_avg",)
+    state_names = shaped = ("exp_avg",)
     options = ("betas",)
 
     def __init__(
@@ -129,7 +129,7 @@ class Lion(PerTensorOptimizer):
         for name in ("lr", "weight_decay"):
             if not group[name] >= 0:
                 raise ValueError(f"{name} must not be negative, got {group[name]}")
-        for beta in group["betas"]:
+        for beta in pair(group, "betas"):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas must lie in [0, 1), got {tuple(group['betas'])}")
 

@@ -17,7 +17,7 @@ An optimizer of this folder says what (1) is; this file says when it runs. Aroun
   same formula in torch operations, which also run under `torch.compile`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from kexue.native import Loop
 from kexue.optim.processes import processes
 from kexue.optim.rounding import round_stochastically_
 
-__all__ = ["PerTensorOptimizer", "parameter_name"]
+__all__ = ["PerTensorOptimizer", "pair", "parameter_name"]
 
 HALVES = (torch.bfloat16, torch.float16)
 ALL_FINITE = Loop(__file__, "all_finite", "xn", returns="int")
@@ -55,11 +55,19 @@ def parameter_name(group: dict[str, Any], parameter: Tensor) -> str:
     return f"{label} of shape {tuple(parameter.shape)}"
 
 
+def pair(group: dict[str, Any], name: str) -> tuple[float, float]:
+    """An option that is two numbers."""
+    given = group[name]
+    if not (isinstance(given, Sequence) and len(given) == 2):
+        raise ValueError(f"{name} must be two numbers, got {given!r}")
+    return given[0], given[1]
+
+
 class PerTensorOptimizer(torch.optim.Optimizer):
     """An optimizer that is one update per tensor; the base of those in this folder.
 
-    A subclass gives `state_names` and `options`, `new_state`, `update` and `check`. Defaults common
-    to all: `maximize`, `nonfinite`, `stochastic_rounding`, `seed` (of the rounding).
+    A subclass gives `state_names`, `shaped` and `options`, `new_state`, `update` and `check`.
+    Defaults common to all: `maximize`, `nonfinite`, `stochastic_rounding` and its `seed`.
 
     Args:
         params: parameters, named parameters, or groups of either.
@@ -72,6 +80,8 @@ class PerTensorOptimizer(torch.optim.Optimizer):
 
     state_names: ClassVar[tuple[str, ...]] = ()
     """The tensors kept for each parameter."""
+    shaped: ClassVar[tuple[str, ...]] = ()
+    """Those of the parameter's shape."""
     options: ClassVar[tuple[str, ...]] = ()
     """Names of options by which a saved state is known as one of this class."""
     policies: ClassVar[tuple[str, ...]] = ("skip", "raise", "ignore")
@@ -133,7 +143,8 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         if gradient.layout != torch.strided or gradient.is_complex():
             self.refuse_gradient(parameter, gradient, group)
         half = parameter.dtype in HALVES
-        x, g = (parameter.float(), gradient.float()) if half else (parameter, gradient)
+        x = parameter.float() if half else parameter
+        g = gradient if gradient.dtype == x.dtype else gradient.to(x.dtype)
         if group["maximize"]:
             g = -g
         state = self.state[parameter]
@@ -278,10 +289,13 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in `torch.optim.Optimizer`, but the state is a copy and keeps its dtypes.
+        """As in `torch.optim.Optimizer`, but the state is a copy, in float32 or better.
+
+        Options that the saved groups lack have their defaults. A momentum of a dtype of its own
+        (`momentum_dtype`) keeps it.
 
         Raises:
-            ValueError: the state is another optimizer's.
+            ValueError: the state is another optimizer's, or of parameters of other shapes.
         """
         for group in state_dict["param_groups"]:
             missing = [name for name in self.options if name not in group]
@@ -290,16 +304,41 @@ class PerTensorOptimizer(torch.optim.Optimizer):
         for kept in state_dict["state"].values():
             if set(kept) - set(self.state_names):
                 raise ValueError(self.foreign(f"it keeps {', '.join(map(repr, sorted(kept)))}"))
-        super().load_state_dict(state_dict)
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, parameter in zip(ids, parameters, strict=True):
+        for i, parameter in zip(ids, parameters, strict=False):
             for name, value in state_dict["state"].get(i, {}).items():
-                self.state[parameter][name] = value.to(parameter.device, copy=True)
+                self.check_saved(name, value, parameter)
+        super().load_state_dict(state_dict)
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        for i, parameter, group in zip(ids, parameters, groups, strict=True):
+            exact = torch.promote_types(parameter.dtype, torch.float32)
+            for name, value in state_dict["state"].get(i, {}).items():
+                own = name in self.shaped and group.get("momentum_dtype") is not None
+                counts = name == "step" or not value.is_floating_point()
+                dtype = value.dtype if own or counts else exact
+                self.state[parameter][name] = value.to(parameter.device, dtype, copy=True)
+
+    def check_saved(self, name: str, saved: Tensor, parameter: Tensor) -> None:
+        """Raises ValueError if a saved tensor cannot belong to its parameter."""
+        if name in self.shaped and saved.shape != parameter.shape:
+            self.refuse_saved(name, saved, parameter)
+
+    @staticmethod
+    def refuse_saved(name: str, saved: Tensor, parameter: Tensor) -> None:
+        """Says what is wrong with a saved tensor."""
+        raise ValueError(
+            f"the saved {name!r} has shape {tuple(saved.shape)}, which does not go with a "
+            f"parameter of shape {tuple(parameter.shape)}; build the optimizer from the parameters "
+            "it was saved with, in their order"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.hooks = getattr(self, "hooks", {})  # a copy has none, a loaded state changes none
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def foreign(self, why: str) -> str:
         """The message about a state of another optimizer."""

@@ -228,6 +228,7 @@ class Tiger(MicroStepOptimizer):
     """
 
     state_names = ("exp_avg", "open")
+    shaped = ("exp_avg",)
     options = ("beta", "accum_steps", "shrink", "nan_decay")
     policies = ("shrink", "skip", "raise", "ignore")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kexue.optim import Tiger, tiger_param_groups
-from kexue.training.recipes import optimizer_class
+from kexue.training.recipes import build, optimizer_class
 from kexue.training.settings import FitSettings
 
 __all__ = ["make_optimizer", "scale"]
@@ -22,7 +22,8 @@ def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optim
     kind = optimizer_class(settings.optimizer)
     options: dict[str, Any] = {"lr": settings.learning_rate, **settings.options}
     if kind is Tiger:  # its groups say which tensors decay
-        return Tiger(tiger_param_groups(model), weight_decay=settings.weight_decay, **options)
+        options["weight_decay"] = settings.weight_decay
+        return build(settings.optimizer, tiger_param_groups(model), options)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {
@@ -31,12 +32,7 @@ def make_optimizer(model: nn.Module, settings: FitSettings) -> torch.optim.Optim
         },
         {"params": [(name, p) for name, p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if kind in (torch.optim.Adam, torch.optim.AdamW):  # the others cannot be sharded
-        options["fused"] = True
-    try:
-        return kind([group for group in groups if group["params"]], **options)
-    except TypeError as error:
-        raise ValueError(f"{settings.optimizer} does not take these options: {error}") from error
+    return build(settings.optimizer, [group for group in groups if group["params"]], options)
 
 
 def scale(settings: FitSettings, taken: int, steps: int) -> float:

@@ -18,6 +18,7 @@ from kexue.optim import AdaFactor, AdaX, Lion, Tiger
 __all__ = [
     "OURS",
     "Recipe",
+    "build",
     "check_options",
     "known_optimizers",
     "optimizer_class",
@@ -52,8 +53,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """
     known = known_optimizers()
     plain = name.lower()
-    if plain not in known and plain.removeprefix("torch.") in known:
-        plain = plain.removeprefix("torch.")
+    torchs = plain.removeprefix("torch.")
+    if plain not in known and torchs in known and torchs not in OURS:
+        plain = torchs
     if plain not in known:
         raise ValueError(f"no optimizer is called {name!r}; known: {', '.join(known)}")
     return known[plain]
@@ -63,15 +65,33 @@ TAKEN = ("params", "lr", "weight_decay", "fused", "self")
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Refuses options that the optimizer of this name does not have.
+    """Refuses options that the optimizer of this name does not have, or not with these values.
 
     Raises:
-        ValueError: the message names those it has.
+        ValueError: the message names those it has, or says what is wrong with a value.
     """
     has = [o for o in inspect.signature(optimizer_class(name)).parameters if o not in TAKEN]
     for option in options:
         if option not in has:
             raise ValueError(f"{name} has no option {option!r}; known: {', '.join(has)}")
+    build(name, [torch.nn.Parameter(torch.zeros(1))], options)
+
+
+def build(name: str, groups: list[Any], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of this name.
+
+    Raises:
+        ValueError: it does not take these options.
+    """
+    kind = optimizer_class(name)
+    chosen = dict(options)
+    if kind in (torch.optim.Adam, torch.optim.AdamW):  # the others cannot be sharded
+        chosen["fused"] = True
+    try:
+        return kind(groups, **chosen)
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        own = {option: value for option, value in options.items() if option not in TAKEN}
+        raise ValueError(f"{name} does not take the options {own}: {error}") from error
 
 
 def parse_option(text: str) -> tuple[str, Any]:

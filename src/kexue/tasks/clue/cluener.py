@@ -45,6 +45,7 @@ class CLUENER(Task[EntityExample]):
     name = "cluener"
     hub_config = None
     metric = "string_macro_f1"
+    distribution = "multilabel"
     max_length = 256
     labels = (
         "address",

@@ -53,6 +53,7 @@ class CMRC2018(Task[QuestionExample]):
     name = "cmrc2018"
     hub_config = "cmrc2018"
     metric = "exact_match"
+    distribution = "spans"
     max_length = 512
     stride: ClassVar[int] = STRIDE
     submission = "cmrc2018_predict.json"

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kexue.data.batching import padded_length
 from kexue.data.features import FeatureTable
@@ -23,6 +24,7 @@ from kexue.models.loading import LoadTable, load_encoder
 from kexue.models.saving import save_text_model
 from kexue.models.text_model import TextModel
 from kexue.report import RunFolder
+from kexue.tasks.clue.classification import Classification
 from kexue.tasks.clue.predict import (
     evaluator,
     load_trained,
@@ -35,7 +37,7 @@ from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Task
 from kexue.training.checkpoint import replace_folder, restore_folder, whole_or_nothing
 from kexue.training.fit import fit
-from kexue.training.objective import apply_tricks
+from kexue.training.objective import TaskFacts, apply_tricks
 from kexue.training.processes import make_accelerator
 
 __all__ = ["encode_task", "train_task"]
@@ -82,11 +84,11 @@ def train_task(
     task = settings.task(name)
     tokenizer = task.tokenizer
     loop = settings.for_task(task, seed)
-    objective = apply_tricks(task.loss, settings.tricks)
     accelerator = make_accelerator(loop, run.path / folder)
 
     notes: list[str] = []
     train = split_features(task, source, "train", notes)
+    objective = apply_tricks(task.loss, settings.tricks, facts_of(task, train))
     dev_examples = read_split(task, source, "dev", notes)
     test_examples = read_split(task, source, "test", notes)
     dev = split_features(task, source, "dev", notes)
@@ -183,6 +185,18 @@ def encode_task(name: str, source: Source, settings: ClueSettings) -> None:
     task = settings.task(name)
     for split in ("train", "dev", "test"):
         split_features(task, source, split, [])
+
+
+def facts_of(task: Task, train: FeatureTable) -> TaskFacts:
+    """What tricks of the loss may ask of a task and its training data."""
+    if not isinstance(task, Classification):
+        return TaskFacts(task.name, task.distribution)
+    classes = len(task.labels)
+
+    def counts() -> Tensor:
+        return torch.from_numpy(np.bincount(train.column("label"), minlength=classes))
+
+    return TaskFacts(task.name, task.distribution, counts)
 
 
 def keeper(

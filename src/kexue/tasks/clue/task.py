@@ -71,6 +71,7 @@ class Task(ABC, Generic[E]):
     name: ClassVar[str]
     hub_config: ClassVar[str | None]
     metric: ClassVar[str] = "accuracy"
+    distribution: ClassVar[str] = "softmax"
     max_length: ClassVar[int] = 128
     batch_size: ClassVar[int] = 32
     epochs: ClassVar[int] = 10
