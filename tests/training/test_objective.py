@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from kexue.data.batching import Batch
 from kexue.training import objective as module
 from kexue.training.objective import apply_tricks, parse_trick, register_trick, tricks
+
+MODEL, BATCH = torch.nn.Identity(), Batch({})
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +31,12 @@ def loss(model, batch):
 
 
 def test_the_first_trick_named_is_the_innermost():
-    assert apply_tricks(loss, ["times=2", "plus=1"])(None, None) == 11
-    assert apply_tricks(loss, ["plus=1", "times=2"])(None, None) == 12
+    assert apply_tricks(loss, ["times=2", "plus=1"])(MODEL, BATCH) == 11
+    assert apply_tricks(loss, ["plus=1", "times=2"])(MODEL, BATCH) == 12
 
 
 def test_the_same_trick_may_be_stacked_twice():
-    assert apply_tricks(loss, ["times=2", "times=3"])(None, None) == 30
+    assert apply_tricks(loss, ["times=2", "times=3"])(MODEL, BATCH) == 30
 
 
 def test_without_tricks_the_objective_is_the_one_given():
@@ -81,7 +84,7 @@ def test_a_value_that_is_not_finite_is_refused(value):
 def test_a_name_cannot_be_registered_twice():
     with pytest.raises(ValueError, match="a trick called plus is registered already"):
         register_trick("plus")(lambda objective, value: objective)
-    assert apply_tricks(loss, ["plus=1"])(None, None) == 6
+    assert apply_tricks(loss, ["plus=1"])(MODEL, BATCH) == 6
 
 
 def test_a_bad_trick_is_refused_before_any_is_applied(registry):
@@ -94,7 +97,7 @@ def test_a_bad_trick_is_refused_before_any_is_applied(registry):
 
 def test_the_raw_loss_is_kept_beside_the_modified_one():
     objective = apply_tricks(loss, ["times=2", "plus=1"])
-    assert objective(None, None) == 11
+    assert objective(MODEL, BATCH) == 11
     assert objective.raw == 5
 
 
@@ -105,8 +108,8 @@ def test_of_several_passes_in_one_call_the_first_is_the_raw_loss(registry):
 
     given = iter([torch.tensor(3.0), torch.tensor(4.0), torch.tensor(6.0), torch.tensor(7.0)])
     objective = apply_tricks(lambda model, batch: next(given), ["twice=1"])
-    assert (objective(None, None), objective.raw) == (7, 3)
-    assert (objective(None, None), objective.raw) == (13, 6)
+    assert (objective(MODEL, BATCH), objective.raw) == (7, 3)
+    assert (objective(MODEL, BATCH), objective.raw) == (13, 6)
 
 
 def test_a_trick_is_told_of_the_task(registry):

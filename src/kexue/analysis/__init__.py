@@ -1,3 +1,6 @@
 """What a network or a score table hides."""
 
-__all__: list[str] = []
+from kexue.analysis.implicit_regularisation import ImplicitRegularisation
+from kexue.analysis.inequality import GradientInequality, gradient_inequality
+
+__all__ = ["GradientInequality", "ImplicitRegularisation", "gradient_inequality"]

@@ -2,6 +2,7 @@
 
 from kexue.optim.adafactor import AdaFactor
 from kexue.optim.adax import AdaX
+from kexue.optim.backstitch import Backstitch
 from kexue.optim.gradient_mask import GradientMask, fisher_diagonal, topk_masks
 from kexue.optim.guided_search import MGS
 from kexue.optim.hidden_accumulation import HiddenAccumulation, check_accumulation
@@ -18,16 +19,19 @@ from kexue.optim.multitask import (
 from kexue.optim.runaway import runaway_rows
 from kexue.optim.schedule import constant_with_warmup, piecewise_linear, warmup_linear
 from kexue.optim.tiger import Tiger
+from kexue.optim.weissi_decay import WeissiDecay
 
 __all__ = [
     "MGS",
     "AdaFactor",
     "AdaX",
+    "Backstitch",
     "GradientMask",
     "HiddenAccumulation",
     "Lion",
     "MultiTaskGradients",
     "Tiger",
+    "WeissiDecay",
     "check_accumulation",
     "combine_losses",
     "constant_with_warmup",

@@ -26,6 +26,8 @@ def environment() -> dict[str, object]:
     """
     import torch
 
+    from kexue.native import native_status
+
     cuda = torch.cuda.is_available()
     return {
         "kexue": kexue.__version__,
@@ -41,6 +43,7 @@ def environment() -> dict[str, object]:
         else [],
         "mps": torch.backends.mps.is_available(),
         "bf16": bf16_in_hardware("cuda" if cuda else "cpu"),
+        "native_loops": native_status(Path(kexue.__file__).parent / "optim"),
         "packages": versions((*CORE[1:], *NLP)),
     }
 

@@ -69,7 +69,7 @@ def register_trick(name: str) -> Callable[[F], F]:
         True
         >>> import torch
         >>> objective = apply_tricks(lambda model, batch: torch.tensor(8.0), ["half=0.5"])
-        >>> objective(None, None), objective.raw
+        >>> objective(nn.Identity(), Batch({})), objective.raw
         (tensor(4.), tensor(8.))
         >>> del REGISTRY["half"]
     """
