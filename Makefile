@@ -49,6 +49,7 @@ docs: $(BIN)/.stamp-run  ## the generated index pages
 bench: $(BIN)/.stamp-dev  ## speed against the best peer; results go to benchmarks/results
 	$(BIN)/python benchmarks/clue_throughput.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/random_numbers.py
 
 clean:
