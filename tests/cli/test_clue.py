@@ -478,6 +478,59 @@ def test_an_empty_text_is_named_with_its_line(data, tmp_path, text):
     assert not (tmp_path / "run").exists()
 
 
+TRICKS = {
+    "flooding": "5",
+    "r_drop": "4",
+    "fgm": "0.5",
+    "pgd": "0.5",
+    "vat": "0.5",
+    "gradient_penalty": "0.5",
+    "weissi": "0.01",
+    "logit_adjustment": "1",
+    "focal": "2",
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_every_trick_trains_and_the_raw_loss_stands_beside_its_own(mini, tmp_path, trick):
+    out, named = tmp_path / "run", f"{trick}={TRICKS[trick]}"
+    well("train", "tnews", "--data", mini, "--out", out, "--epochs", "2", "--trick", named)
+    text = (out / "tnews/metrics.jsonl").read_text(encoding="utf-8")
+    lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    assert lines
+    assert all("raw_loss" in line for line in lines)
+    if trick != "logit_adjustment":  # the built-in classes are equally frequent
+        assert all(abs(line["loss"] - line["raw_loss"]) > 1e-6 for line in lines)
+    assert "seed 0, raw" in (out / "report.html").read_text(encoding="utf-8")
+    [result] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert result["settings"]["tricks"] == [named]
+
+
+@pytest.mark.parametrize("task", ["cmrc2018", "cluener", "c3"])
+def test_tricks_for_any_loss_stack_on_tasks_without_classes(mini, tmp_path, task):
+    tricks = ("--trick", "fgm=0.5", "--trick", "weissi=0.01", "--trick", "flooding=0.1")
+    out = tmp_path / "run"
+    well("train", task, "--data", mini, "--out", out, "--epochs", "1", *tricks)
+    assert "raw_loss" in (out / task / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("task", "trick", "message"),
+    [
+        ("cmrc2018", "focal=2", "focal needs a softmax over classes, which cmrc2018 does not have"),
+        ("cluener", "r_drop=4", "r_drop needs a softmax over classes, which cluener does not"),
+        ("c3", "logit_adjustment=1", "logit_adjustment needs classes to count; c3 has none"),
+        ("tnews", "fgm=-1", "fgm must be positive, got -1"),
+    ],
+)
+def test_a_trick_that_is_not_for_the_task_is_refused_before_anything_is_written(
+    mini, tmp_path, task, trick, message
+):
+    out = tmp_path / "run"
+    assert message in badly("train", task, "--data", mini, "--out", out, "--trick", trick)
+    assert not out.exists()
+
+
 def test_an_empty_file_is_named(data, tmp_path):
     (data / "tnews/train.json").write_text("")
     line = badly("train", "tnews", "--data", data, "--out", tmp_path / "run")

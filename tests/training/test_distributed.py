@@ -169,6 +169,33 @@ def test_two_processes_train_like_one(mini, model, sizes, tmp_path):
     assert_same_outcome(out, reference)
 
 
+def test_two_processes_with_tricks_of_single_terms_train_like_one(mini, model, tmp_path):
+    options = (
+        "--batch-size",
+        "12",
+        "--epochs",
+        "2",
+        "--trick",
+        "focal=2",
+        "--trick",
+        "weissi=0.01",
+    )
+    reference = alone(mini, model, tmp_path / "alone", *options)
+    out = together(mini, model, tmp_path / "run", *options)
+    assert_same_training(out, reference, rtol=1e-5)
+
+
+def test_two_processes_with_a_tiny_attack_train_like_one_on_twice_the_loss(mini, model, tmp_path):
+    """Each moves the embeddings for its own part of the batch; the gradients are averaged."""
+    plain = ("--max-grad-norm", "0", "--weight-decay", "0")
+    sizes = ("--batch-size", "12", "--epochs", "2", *plain)
+    reference = alone(mini, model, tmp_path / "alone", *sizes)
+    attack = ("--trick", "fgm=1e-6", "--lr", "0.15")
+    found = losses(together(mini, model, tmp_path / "run", *sizes, *attack))
+    twice = {step: 2 * loss for step, loss in losses(reference).items()}
+    assert found == pytest.approx(twice, rel=1e-4)
+
+
 def test_two_processes_with_a_sharded_model_train_like_one(mini, model, tmp_path):
     sizes = "--batch-size", "47", "--epochs", "5"
     reference = alone(mini, model, tmp_path / "alone", *sizes)
