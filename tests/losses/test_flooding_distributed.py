@@ -1,13 +1,9 @@
 """S35 on two gloo processes, whose losses lie on both sides of the level."""
 
-import os
-import runpy
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from families.two_processes import alone_and_together
 
 pytestmark = pytest.mark.distributed
 
@@ -54,27 +50,7 @@ if together:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flooding")
-    script, out = folder / "run.py", folder / "found"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = "-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch.split(), str(port), str(script), str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), str(out)])
-        runpy.run_path(str(script))
-    return {name: torch.load(f"{out}.{name}", weights_only=True) for name in ("0", "1", "alone")}
+    return alone_and_together(SCRIPT, tmp_path_factory.mktemp("flooding"))
 
 
 @pytest.mark.parametrize("module", [False, True])

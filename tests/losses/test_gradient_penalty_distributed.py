@@ -1,12 +1,9 @@
 """S15 on two gloo processes: penalties, FGM, PGD and finite differences stay equal on all ranks."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from families.two_processes import alone_and_together
 
 pytestmark = pytest.mark.distributed
 
@@ -74,25 +71,8 @@ if together:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("penalties")
-    script, out = folder / "run.py", folder / "found"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = "-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for start in ([*launch.split(), str(port)], []):
-        done = subprocess.run(
-            [sys.executable, *start, str(script), str(out)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    return [torch.load(f"{out}.{name}", weights_only=True) for name in ("alone", "0", "1")]
+    found = alone_and_together(SCRIPT, tmp_path_factory.mktemp("penalties"))
+    return found["alone"], found["0"], found["1"]
 
 
 @pytest.mark.parametrize("kind", ["penalty", "fgm", "pgd", "finite", "r_drop"])

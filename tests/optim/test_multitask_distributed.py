@@ -1,12 +1,9 @@
 """S16 on two gloo processes: the step of half the batch each is the step of the whole batch."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from families.two_processes import alone_and_together
 
 pytestmark = pytest.mark.distributed
 
@@ -76,25 +73,7 @@ if together:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("multitask")
-    script, out = folder / "run.py", folder / "found"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = "-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for start in ([*launch.split(), str(port)], []):
-        done = subprocess.run(
-            [sys.executable, *start, str(script), str(out)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    return {name: torch.load(f"{out}.{name}", weights_only=True) for name in ("0", "1", "alone")}
+    return alone_and_together(SCRIPT, tmp_path_factory.mktemp("multitask"))
 
 
 @pytest.mark.parametrize("kind", ["exact", "features"])

@@ -2,17 +2,13 @@
 
 import copy
 import math
-import os
-import runpy
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from families.two_processes import alone_and_together
 from kexue.losses.weissi import weissi_parameters, weissi_penalty
 from kexue.optim.tiger import Tiger
 from kexue.optim.weissi_decay import WeissiDecay, squared_norms
@@ -302,26 +298,8 @@ if together:
 
 
 @pytest.mark.distributed
-def test_two_processes_decay_as_one_with_ddp_and_with_shards(tmp_path, monkeypatch):
-    script, out = tmp_path / "run.py", tmp_path / "found"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = "-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch.split(), str(port), str(script), str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    monkeypatch.setattr(sys, "argv", [str(script), str(out)])
-    runpy.run_path(str(script))
-    found = {name: torch.load(f"{out}.{name}", weights_only=True) for name in ("0", "1", "alone")}
+def test_two_processes_decay_as_one_with_ddp_and_with_shards(tmp_path):
+    found = alone_and_together(SCRIPT, tmp_path)
     for rank in ("0", "1"):
         for kind in ("ddp", "fsdp"):
             for name, expected in found["alone"]["ddp"].items():

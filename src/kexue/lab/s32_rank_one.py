@@ -11,6 +11,7 @@ every step, and then the average over time removes it. The error is measured in 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +77,7 @@ def network_gradients(seed: int = 0) -> Callable[[int], Tensor]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
         optimizer.step()
-        weight = net[2].weight
-        assert isinstance(weight.grad, Tensor)
-        found.append(weight.grad.clone())
+        found.append(cast(Tensor, net[2].weight.grad).clone())
     return lambda t: found[t - 1]
 
 

@@ -140,8 +140,7 @@ class PGD:
             with noise.replay(), shifted([self.weight], [delta]), torch.enable_grad():
                 (grad,) = torch.autograd.grad(closure(), self.weight)
             (step,), _ = unit_step([_averaged(grad)], self.alpha)
-            assert step is not None
-            delta = delta + step
+            delta = delta if step is None else delta + step
             length = frobenius_norm(delta)
             delta = delta * (self.epsilon / length.clamp(min=self.epsilon))  # (2)
         return delta

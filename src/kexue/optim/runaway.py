@@ -56,7 +56,7 @@ def runaway_rows(
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             table = module.weight.detach()
             largest = table.abs().amax(dim=1) if table.numel() else table.new_zeros(0)
-            for row in (largest * weight_decay > share).nonzero().flatten().tolist():
-                value = largest[row].item()
+            rows = (largest * weight_decay > share).nonzero().flatten()
+            for row, value in zip(rows.tolist(), largest[rows].tolist(), strict=True):
                 found.append(Runaway(name, row, value, round(value * weight_decay, 6)))
     return sorted(found, key=lambda one: -one.largest)

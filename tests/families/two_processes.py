@@ -1,0 +1,42 @@
+"""A script run by one process and by two, and what each of them saved."""
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+__all__ = ["alone_and_together"]
+
+
+def alone_and_together(text: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the script saves as `OUT.alone` in this process, and as `OUT.0`, `OUT.1` in two.
+
+    Args:
+        text: the script; OUT is its first argument, and RANK is in the environment of the two.
+        folder: an empty one.
+    """
+    script, out = folder / "run.py", folder / "found"
+    script.write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = "-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port"
+    done = subprocess.run(
+        [sys.executable, *launch.split(), str(port), str(script), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), str(out)])
+        runpy.run_path(str(script))
+    return {name: torch.load(f"{out}.{name}", weights_only=True) for name in ("alone", "0", "1")}
