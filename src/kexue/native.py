@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kexue.cache import cache_folder
+
 __all__ = ["Loop", "native_library", "native_status"]
 
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno")
@@ -133,11 +135,7 @@ def _open(compiler: str, sources: list[Path], target: Path) -> ctypes.CDLL:
 
 
 def _cache() -> Path:
-    try:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kexue"
-        folder = Path(os.environ.get("KEXUE_CACHE") or default).absolute()
-    except RuntimeError as error:  # neither HOME nor an entry in passwd, as in some containers
-        raise OSError(f"{error} Set KEXUE_CACHE to a folder of your own") from error
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder.stat()  # no library that somebody else could have put there
     if kept.st_uid != os.getuid():

@@ -9,7 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from kexue.data.features import FeatureTable, cache_folder, content_hash, encode_once
+from kexue.cache import cache_folder
+from kexue.data.features import FeatureTable, content_hash, encode_once
 
 COLUMNS = {"example": "int", "length": "int", "input_ids": "ints", "spans": "lists"}
 
@@ -72,6 +73,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("KEXUE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     assert cache_folder() == tmp_path / "there" / "kexue"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # an empty variable is none, not this folder
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "kexue"
 
 
 # What the key says

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FeatureTable", "cache_folder", "content_hash", "encode_once"]
+from kexue.cache import cache_folder
+
+__all__ = ["FeatureTable", "content_hash", "encode_once"]
 
 Feature = dict[str, Any]
 
@@ -47,12 +49,6 @@ class FeatureTable:
         """The features at the indices, in that order."""
         columns = self.dataset[indices]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def cache_folder() -> Path:
-    """Where encoded corpora are kept: $KEXUE_CACHE, or ~/.cache/kexue."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kexue"
-    return Path(os.environ.get("KEXUE_CACHE", default))
 
 
 def content_hash(*parts: object) -> str:

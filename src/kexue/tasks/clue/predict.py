@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kexue.cache import cache_folder
 from kexue.data.batching import LengthBatches
-from kexue.data.features import FeatureTable, cache_folder, encode_once
+from kexue.data.features import FeatureTable, encode_once
 from kexue.data.files import atomic_write_text, explained
 from kexue.models.loading import load_tokenizer
 from kexue.models.saving import load_text_model, read_purpose

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from kexue.cache import cache_folder
 from kexue.data.corpus import DataError, Record
-from kexue.data.features import cache_folder, content_hash
+from kexue.data.features import content_hash
 from kexue.tasks.clue.task import Task
 
 __all__ = ["FolderSource", "HubSource", "MiniSource", "Source", "open_source"]
