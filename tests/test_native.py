@@ -13,7 +13,8 @@ import torch
 
 import kexue.optim
 from kexue import native
-from kexue.native import Loop, native_library, native_status
+from kexue.native import native_library, native_status
+from kexue.tensor_loop import Loop
 
 OPTIM = Path(kexue.optim.__file__).parent
 DOUBLE = "void twice(float *x, long n) { for (long i = 0; i < n; i++) x[i] *= 2; }\n"
@@ -240,7 +241,7 @@ def test_a_broken_library_is_made_again(compiler, folder):
 
 def test_processes_that_compile_at_once_end_with_one_good_file(compiler, folder):
     code = (
-        "import sys, torch; from kexue.native import Loop;"
+        "import sys, torch; from kexue.tensor_loop import Loop;"
         f"loop = Loop({str(folder / 'module.py')!r}, 'twice', 'xn'); x = torch.ones(3);"
         "print('ready', flush=True); sys.stdin.readline();"
         "assert loop.takes(x); loop(x, 3); print(x.tolist())"

@@ -18,16 +18,13 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from kexue.cache import cache_folder
 
-__all__ = ["Loop", "native_library", "native_status"]
+__all__ = ["native_function", "native_library", "native_status"]
 
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno")
 ROUNDING = "-ffp-contract=off"
@@ -40,59 +37,27 @@ LETTERS = {
     "f": ctypes.c_float,
     "d": ctypes.c_double,
     "int": ctypes.c_int,
+    "long": ctypes.c_int64,
     "double": ctypes.c_double,
 }
-PLAIN = (Tensor, nn.Parameter)
 
 
-class Loop:
-    """A C function over tensors, compiled when it is first asked for.
+def native_function(beside: str, name: str, signature: str, returns: str | None = None) -> Any:
+    """A C function of the library, or None where there is no compiler.
 
     Args:
         beside: the `__file__` of the Python module whose folder holds the C file.
         name: of the C function.
-        signature: a letter per argument: x tensor, n whole number (int64_t), f float, d double.
-        returns: "int", "double" or nothing.
+        signature: a letter per argument: x pointer, n whole number (int64_t), f float, d double.
+        returns: "int", "long" (int64_t), "double" or nothing.
     """
-
-    def __init__(self, beside: str, name: str, signature: str, returns: str | None = None) -> None:
-        self.beside, self.name, self.signature, self.returns = beside, name, signature, returns
-
-    @cached_property
-    def function(self) -> Any:
-        """The C function, or None where there is no compiler."""
-        library = native_library(Path(self.beside).parent)
-        if library is None:
-            return None
-        found = getattr(library, self.name)
-        found.argtypes = [LETTERS[letter] for letter in self.signature]
-        found.restype = LETTERS[self.returns] if self.returns else None
-        return found
-
-    def takes(self, *tensors: Tensor) -> bool:
-        """Whether the loop is there and these are float32 tensors on a CPU, each in one block.
-
-        They must have equally many elements, since a loop would read beyond the shorter one; and
-        no negation that torch has put off (`is_neg`), since it does not stand in the memory.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        size = tensors[0].numel()
-        for t in tensors:
-            if not (
-                t.dtype == torch.float32
-                and t.is_cpu
-                and type(t) in PLAIN
-                and t.is_contiguous()
-                and not t.is_neg()
-                and t.numel() == size
-            ):
-                return False
-        return self.function is not None
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Runs it; each argument is a tensor or a number, as the signature says."""
-        return self.function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+    library = native_library(Path(beside).parent)
+    if library is None:
+        return None
+    found = library[name]  # a function object of its own, whose types nobody else sets
+    found.argtypes = [LETTERS[letter] for letter in signature]
+    found.restype = LETTERS[returns] if returns else None
+    return found
 
 
 @cache

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kexue.native import Loop
 from kexue.optim.adafactor import AdaFactor
 from kexue.optim.adax import AdaX
 from kexue.optim.lion import Lion
 from kexue.optim.tiger import Tiger
+from kexue.tensor_loop import Loop
 
 
 def _with(kind, **usual):

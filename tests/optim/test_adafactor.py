@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim import lr_scheduler
 from transformers.optimization import Adafactor as HuggingFace
 
-from kexue.native import Loop, native_library
+from kexue.native import native_library
 from kexue.optim import adafactor as module
 from kexue.optim.adafactor import AdaFactor, adafactor_, fresh_share, relative_step
 from kexue.optim.adafactor_loop import as_matrices
 from kexue.optim.adafactor_state import factor_shapes
 from kexue.optim.own_step import OwnStep
+from kexue.tensor_loop import Loop
 from naive.adafactor import NaiveAdaFactor
 
 X = [[0.5, -0.2, 0.1], [0.3, 0.4, -0.6]]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from kexue.native import Loop
 from kexue.optim.adax import PRESETS, AdaX, adax_, newest_share
+from kexue.tensor_loop import Loop
 from naive.adax import adax as naive_adax
 
 START = [1.0, -1.0]

@@ -5,8 +5,8 @@ import torch
 from pytorch_optimizer import Lion as PeerLion
 from torch import nn
 
-from kexue.native import Loop
 from kexue.optim.lion import Lion, lion_
+from kexue.tensor_loop import Loop
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

@@ -8,10 +8,10 @@ import torch
 from pytorch_optimizer import Tiger as PeerTiger
 from torch import nn
 
-from kexue.native import Loop
 from kexue.optim.lion import Lion
 from kexue.optim.runaway import runaway_rows
 from kexue.optim.tiger import AUTHOR_EXACT, VISION, Tiger
+from kexue.tensor_loop import Loop
 from naive.tiger import naive_tiger
 
 KINDS = ("matrix", "embedding", "bias", "gain", "shift")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kexue.native import Loop
+from kexue.tensor_loop import Loop
 
 __all__ = ["as_matrices", "in_one_loop"]
 

@@ -50,8 +50,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from kexue.native import Loop
 from kexue.optim.per_tensor import PerTensorOptimizer, pair
+from kexue.tensor_loop import Loop
 
 __all__ = ["PRESETS", "AdaX", "adax_", "newest_share"]
 

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kexue.native import Loop
 from kexue.optim.per_tensor import PerTensorOptimizer, pair
+from kexue.tensor_loop import Loop
 
 __all__ = ["Lion", "lion_"]
 

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kexue.native import Loop
 from kexue.optim.processes import processes
 from kexue.optim.rounding import round_stochastically_
+from kexue.tensor_loop import Loop
 
 __all__ = ["PerTensorOptimizer", "pair", "parameter_name"]
 

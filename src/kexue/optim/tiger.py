@@ -47,12 +47,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kexue.native import Loop
 from kexue.optim.kinds import KINDS, tiger_param_groups
 from kexue.optim.micro_steps import Flag, MicroStepOptimizer
 from kexue.optim.per_tensor import HALVES
 from kexue.optim.processes import average_, processes
 from kexue.optim.tiger_options import check_options, refuse_small_tensors
+from kexue.tensor_loop import Loop
 
 __all__ = ["AUTHOR_EXACT", "VISION", "Tiger", "fold_", "move_", "rms", "step_length"]
 
