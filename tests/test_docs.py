@@ -25,7 +25,11 @@ def headings(path: Path) -> list[int]:
 
 
 def commands(path: Path) -> set[str]:
-    return set(re.findall(r"\bkexue (find|doctor|clue|lab)\b", path.read_text(encoding="utf-8")))
+    return set(
+        re.findall(
+            r"\bkexue (find|doctor|clue|pretrain|audit|lab)\b", path.read_text(encoding="utf-8")
+        )
+    )
 
 
 def name(path: Path) -> str:
@@ -34,7 +38,11 @@ def name(path: Path) -> str:
 
 def test_both_readmes_name_the_same_commands_and_have_the_same_headings():
     english, chinese = READMES
-    assert commands(english) == commands(chinese) == {"find", "doctor", "clue", "lab"}
+    assert (
+        commands(english)
+        == commands(chinese)
+        == {"find", "doctor", "clue", "pretrain", "audit", "lab"}
+    )
     assert headings(english) == headings(chinese)
 
 

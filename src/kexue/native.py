@@ -55,7 +55,8 @@ def native_function(beside: str, name: str, signature: str, returns: str | None 
     if library is None:
         return None
     found = library[name]  # a function object of its own, whose types nobody else sets
-    found.argtypes = [LETTERS[letter] for letter in signature]
+    kinds: list[Any] = [LETTERS[letter] for letter in signature]
+    found.argtypes = kinds
     found.restype = LETTERS[returns] if returns else None
     return found
 

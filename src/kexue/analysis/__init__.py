@@ -2,5 +2,55 @@
 
 from kexue.analysis.implicit_regularisation import ImplicitRegularisation
 from kexue.analysis.inequality import GradientInequality, gradient_inequality
+from kexue.analysis.propagation import (
+    GainReport,
+    GradientProfile,
+    IdentityPath,
+    LinearWarmup,
+    NormGain,
+    Stack,
+    grad_profile,
+    identity_path,
+    ln_gain_report,
+    measure_identity_path,
+    suggest_initializer_range,
+    tied_logit_std,
+)
+from kexue.analysis.residual_weight import amplification, residual_scale
+from kexue.analysis.scales import Finding, ScaleAudit, ScaleRow, audit_scales
+from kexue.analysis.update_size import (
+    DepthRow,
+    UpdateMagnitude,
+    depth_sweep,
+    update_magnitude,
+    update_norm,
+)
 
-__all__ = ["GradientInequality", "ImplicitRegularisation", "gradient_inequality"]
+__all__ = [
+    "DepthRow",
+    "Finding",
+    "GainReport",
+    "GradientInequality",
+    "GradientProfile",
+    "IdentityPath",
+    "ImplicitRegularisation",
+    "LinearWarmup",
+    "NormGain",
+    "ScaleAudit",
+    "ScaleRow",
+    "Stack",
+    "UpdateMagnitude",
+    "amplification",
+    "audit_scales",
+    "depth_sweep",
+    "grad_profile",
+    "gradient_inequality",
+    "identity_path",
+    "ln_gain_report",
+    "measure_identity_path",
+    "residual_scale",
+    "suggest_initializer_range",
+    "tied_logit_std",
+    "update_magnitude",
+    "update_norm",
+]

@@ -11,10 +11,12 @@ __all__ = ["main"]
 
 def main() -> None:
     """`kexue …`."""
+    from kexue.cli.audit import audit
     from kexue.cli.clue import app as clue
     from kexue.cli.doctor import doctor
     from kexue.cli.find import find
     from kexue.cli.lab import app as lab
+    from kexue.cli.pretrain import pretrain
 
     app = typer.Typer(
         help="kexue 科学: the methods of Scientific Spaces (kexue.fm), end to end.",
@@ -34,6 +36,8 @@ def main() -> None:
 
     app.command()(find)
     app.command()(doctor)
+    app.command()(audit)
+    app.command()(pretrain)
     app.add_typer(clue, name="clue")
     app.add_typer(lab, name="lab")
     app()

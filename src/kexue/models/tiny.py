@@ -6,6 +6,7 @@ for demonstrations, tests and debugging; its scores say nothing about what a pre
 would reach.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["CHARACTER_RANGES", "SPECIAL_TOKENS", "tiny_encoder", "tiny_tokenizer"]
@@ -24,8 +25,11 @@ CHARACTER_RANGES = (
 )
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer(characters: Iterable[str] | None = None) -> Any:
     """One token per character, white space dropped, letters lower-cased; offsets are exact.
+
+    Args:
+        characters: the vocabulary behind the special tokens; default all of `CHARACTER_RANGES`.
 
     Example:
         >>> tiny_tokenizer().tokenize("GPU 涨价了")
@@ -34,7 +38,8 @@ def tiny_tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    characters = [chr(c) for first, last in CHARACTER_RANGES for c in range(first, last + 1)]
+    if characters is None:
+        characters = (chr(c) for first, last in CHARACTER_RANGES for c in range(first, last + 1))
     characters = [c for c in characters if c == c.lower() and not c.isspace()]
     vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

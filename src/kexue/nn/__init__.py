@@ -1,6 +1,19 @@
-"""What networks are made of: layers and heads as plain PyTorch modules."""
+"""What networks are made of: layers and heads as plain PyTorch modules.
 
+Functions named like their module (`fan_average`) are imported from the module.
+"""
+
+from kexue.nn.activation_moments import UnitMoment, gain
+from kexue.nn.apply_init import RULES, Rule, t5_init_
+from kexue.nn.attention_mask import check_attention_mask, masked_softmax, visible_pairs
+from kexue.nn.attention_scale import log_n_scale, row_counts, scaled_queries
+from kexue.nn.deepnorm import DeepNorm, deepnorm_constants, matrix_scale
+from kexue.nn.deepnorm_init import deepnorm_init_
+from kexue.nn.deepnorm_models import apply_deepnorm
 from kexue.nn.dropout import BitDropout, bit_dropout
+from kexue.nn.fan_average import ChainReport, chain_report, gains, singular_range
+from kexue.nn.fans import fan_in_out
+from kexue.nn.favor_attention import FavorState
 from kexue.nn.global_pointer import (
     GlobalPointer,
     SpanPointer,
@@ -8,21 +21,88 @@ from kexue.nn.global_pointer import (
     span_cross_entropy,
     span_scores,
 )
+from kexue.nn.init import he_normal_, lecun_normal_, variance_scaling_, xavier_normal_
+from kexue.nn.init_report import InitReport
+from kexue.nn.key_value_cache import KeyValueCache
+from kexue.nn.linear_attention import LinearState
+from kexue.nn.log_n_attention import LogNAttention
+from kexue.nn.ntk_linear import NTKLinear
+from kexue.nn.performer import PerformerAttention, PerformerCache
+from kexue.nn.random_features import favor_features, orthogonal_gaussian
+from kexue.nn.residual import (
+    AlphaRamp,
+    LayerScale,
+    PostNorm,
+    PreNorm,
+    ReZero,
+    ScaledResidual,
+    SkipInit,
+    fixup_init_,
+)
 from kexue.nn.rotary import apply_rotary, rotary_angles
+from kexue.nn.row_scale import LogNScale, SSMaxScale
 from kexue.nn.sequence_head import ChoiceHead, Pooling, SequenceHead, pool
+from kexue.nn.truncated_normal import trunc_normal_, truncated_moments
 
 __all__ = [
+    "RULES",
+    "AlphaRamp",
     "BitDropout",
+    "ChainReport",
     "ChoiceHead",
+    "DeepNorm",
+    "FavorState",
     "GlobalPointer",
+    "InitReport",
+    "KeyValueCache",
+    "LayerScale",
+    "LinearState",
+    "LogNAttention",
+    "LogNScale",
+    "NTKLinear",
+    "PerformerAttention",
+    "PerformerCache",
     "Pooling",
+    "PostNorm",
+    "PreNorm",
+    "ReZero",
+    "Rule",
+    "SSMaxScale",
+    "ScaledResidual",
     "SequenceHead",
+    "SkipInit",
     "SpanPointer",
+    "UnitMoment",
+    "apply_deepnorm",
     "apply_rotary",
     "best_span",
     "bit_dropout",
+    "chain_report",
+    "check_attention_mask",
+    "deepnorm_constants",
+    "deepnorm_init_",
+    "fan_in_out",
+    "favor_features",
+    "fixup_init_",
+    "gain",
+    "gains",
+    "he_normal_",
+    "lecun_normal_",
+    "log_n_scale",
+    "masked_softmax",
+    "matrix_scale",
+    "orthogonal_gaussian",
     "pool",
     "rotary_angles",
+    "row_counts",
+    "scaled_queries",
+    "singular_range",
     "span_cross_entropy",
     "span_scores",
+    "t5_init_",
+    "trunc_normal_",
+    "truncated_moments",
+    "variance_scaling_",
+    "visible_pairs",
+    "xavier_normal_",
 ]

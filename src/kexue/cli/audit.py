@@ -1,0 +1,124 @@
+"""`kexue audit`: what a model hides, from its weights and one pass over a batch."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kexue.cli.console import console, fail, print_json
+
+if TYPE_CHECKING:
+    from kexue.analysis.scales import ScaleAudit
+
+__all__ = ["audit"]
+
+MARKS = {"bad": ("broken", "red"), "warn": ("suspicious", "yellow"), "note": ("to know", "dim")}
+
+
+def audit(
+    model: Annotated[str, typer.Argument(help="tiny (built in), a model folder, or a hub name.")],
+    what: Annotated[str, typer.Option(help="What to look at: scales.")] = "scales",
+    text: Annotated[
+        Path | None, typer.Option(help="A text file for the batch; a built-in sample without.")
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="The architecture freshly drawn, not its weights.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write a page with pictures (report.html).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of fresh weights and of the batch.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Audit a model: weights, activations, gradients and the identity path, worst first.
+
+    Example: kexue audit tiny --what scales --out report.html
+
+    Example: kexue audit ~/models/bert-base-chinese --init
+    """
+    if what not in AUDITS:
+        fail(f"--what {what!r} is not known; choose from: {', '.join(AUDITS)}")
+    try:
+        AUDITS[what](model, text, init, out, seed, json)
+    except ImportError as error:
+        fail(f'{error.name or error} is not installed; pip install "kexue[nlp]"')
+    except UnicodeDecodeError:
+        fail(f"--text {text}: not a text in UTF-8")
+    except (ValueError, OSError) as error:
+        fail(str(error))
+
+
+def scales(
+    model: str, text: Path | None, init: bool, out: Path | None, seed: int, json: bool
+) -> None:
+    """Second moments, weight std against LeCun, gradients, gains, identity path."""
+    if text is not None and not text.is_file():
+        fail(f"--text {text} is not a file")
+    words = None if text is None else text.read_text(encoding="utf-8")
+    from kexue.analysis.scales import audit_scales
+    from kexue.analysis.subject import load_subject
+    from kexue.models.loading import quiet_transformers
+
+    with quiet_transformers():
+        subject = load_subject(model, init=init, text=words, seed=seed)
+        found = audit_scales(subject.model, subject.batch)
+    about = {
+        "model": model,
+        "weights": subject.source,
+        "loss": subject.loss,
+        "text": subject.text,
+        "tokens": " × ".join(map(str, subject.batch["input_ids"].shape)),
+        "seed": seed,
+        "command": " ".join(["kexue", *sys.argv[1:]]),
+    }
+    plain = found.as_json()
+    if out is not None:
+        from kexue.report.scales_report import write_scales_report
+
+        write_scales_report(out, plain, about)
+    if json:
+        print_json({"about": about, "report": None if out is None else str(out)} | plain)
+        return
+    _print(found, plain, about)
+    if out is not None:
+        console().print(f"page: {out}", markup=False, soft_wrap=True)
+
+
+def _print(found: "ScaleAudit", plain: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from kexue.report.scales_report import grouped, short
+
+    screen = console()
+    share, ratio = short(plain["path"]["share"]), short(plain["gradients"]["ratio"])
+    screen.print(Text(about["weights"], style="bold"), soft_wrap=True)
+    screen.print(
+        f"{found.path.norm}-norm, {len(found.gradients.blocks)} blocks; of the input {share} is "
+        f"left; gradient input / output {ratio}; loss: {about['loss']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for one in found.findings:
+        word, colour = MARKS[one.level]
+        line = Text(f"{word:<10} ", style=colour)
+        screen.print(line.append(f"{one.where}: {one.en}", style="default"), soft_wrap=True)
+    if not found.findings:
+        screen.print("nothing suspicious was found", style="green")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("module", overflow="fold", min_width=20)
+    for name in ("×", "std", "/ LeCun", "E[output²]", "gradient"):
+        table.add_column(Text(name), justify="right")
+    for group in grouped(plain["rows"]):
+        values = (group.std, group.ratio, group.output, group.gradient)
+        cells = (group.name, str(group.count), *values)
+        table.add_row(*map(Text, cells))
+    screen.print(table)
+
+
+AUDITS: dict[str, Callable[[str, Path | None, bool, Path | None, int, bool], None]] = {
+    "scales": scales,
+}
+"""What `--what` can be."""
