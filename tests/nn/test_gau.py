@@ -190,6 +190,35 @@ def test_decoding_gives_the_full_pass_at_any_cut(attention):
             assert cache.length == 9
 
 
+@pytest.mark.parametrize("attention", MAPS)
+def test_many_causal_rows_are_worked_on_in_parts_that_change_nothing(attention, monkeypatch):
+    q, k, v = (draw(2, 7, n, seed=n).requires_grad_() for n in (4, 4, 6))
+    k = torch.cat((k[:, :, :3], q[:, :, :1]), dim=-1)
+    mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 0, 1, 1]]).bool()
+    for options in ({}, {"position_bias": draw(1, 7, 7)}, {"attention_mask": mask}):
+        results = []
+        for rows in (100, 3):
+            monkeypatch.setattr("kexue.nn.gau_attention.ROWS", rows)
+            attended = gau_attention(q, k, v, attention, causal=True, **options)
+            gradients = torch.autograd.grad(attended.square().sum(), (q, v))
+            later = gau_attention(
+                q[:, 2:],
+                k,
+                v,
+                attention,
+                causal=True,
+                offset=2,
+                **{
+                    name: option[:, 2:] if name == "position_bias" else option
+                    for name, option in options.items()
+                },
+            )
+            close(later, attended[:, 2:], 1e-12)
+            results.append((attended, *gradients))
+        for whole, parted in zip(*results, strict=True):
+            close(parted, whole, 1e-12)
+
+
 def test_a_mask_may_come_after_calls_without_one():
     layer, x = unit(causal=True), draw(2, 6, 6)
     mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 1, 1]]).bool()

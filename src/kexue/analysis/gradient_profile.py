@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kexue.analysis.batch import first_tensor
 from kexue.analysis.measured_path import evaluating
-from kexue.analysis.transformer_blocks import Matrix, find_blocks, first_tensor, matrices
+from kexue.analysis.transformer_blocks import Matrix, find_blocks, matrices
 
 __all__ = ["GradientProbe", "GradientProfile", "ParameterGradient", "grad_profile"]
 
@@ -76,7 +77,7 @@ class GradientProfile:
     @property
     def ratio(self) -> float:
         """Gradient at the input over gradient at the output; 0 where the latter vanishes."""
-        return self.stream[0] / self.stream[-1] if self.stream[-1] > 0 else 0.0
+        return self.stream[0] / self.stream[-1] if self.stream[-1] else 0.0
 
     def __str__(self) -> str:
         lines = [f"loss {self.loss:.4g}, gradient at the input / at the output {self.ratio:.4g}"]

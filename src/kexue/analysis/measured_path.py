@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kexue.analysis.batch import first_tensor, run, visible_rows
 from kexue.analysis.path_weight import IdentityPath
-from kexue.analysis.transformer_blocks import find_blocks, first_tensor, is_norm, run, visible_rows
+from kexue.analysis.transformer_blocks import find_blocks, is_norm
 
 __all__ = ["PathProbe", "evaluating", "mean_square", "measure_identity_path"]
 

@@ -29,7 +29,6 @@ arXiv 1810.04805, 2002.04745. See also: `measured_path`, `analysis.scales`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +39,8 @@ from torch.nn import functional as F
 
 from kexue.analysis.stack import Stack, activation_of, norm_of, stack_of, times_run
 from kexue.analysis.transformer_blocks import branch_matrices, find_blocks
+from kexue.nn.activation_moments import activation_moments
+from kexue.nn.truncated_normal import truncated_moments
 
 __all__ = [
     "TRUNCATED",
@@ -52,8 +53,8 @@ __all__ = [
 
 Attention = Literal["identity", "uniform"]
 Norm = Literal["post", "pre"]
-TRUNCATED = 0.8796256610342398
-"""The std of a normal cut at ±2 over the std before the cut."""
+TRUNCATED = math.sqrt(truncated_moments(-2.0, 2.0)[1])
+"""The std of a normal cut at ±2 over the std before the cut: 0.8796."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -114,7 +115,7 @@ class IdentityPath:
 
 
 def second_moment(activation: str | Callable[[Tensor], Tensor], power: float) -> float:
-    """E[phi(√p z)²] for z ~ N(0, 1), to about 1e-13, by Gauss–Legendre on pieces around the kink.
+    """E[phi(√p z)²] for z ~ N(0, 1), by `kexue.nn.activation_moments`.
 
     Args:
         activation: a name such as "gelu" (erf), "gelu_new" (tanh), "relu", "silu"; or a function.
@@ -133,23 +134,7 @@ def second_moment(activation: str | Callable[[Tensor], Tensor], power: float) ->
             names = ", ".join(sorted({*ACTIVATIONS, *SAME}))
             raise ValueError(f"activation {activation!r} is not known; give a function, or {names}")
         activation = ACTIVATIONS[known]
-    density = np.exp(-0.5 * NODES**2) / math.sqrt(2 * math.pi)
-    z = torch.from_numpy(math.sqrt(power) * NODES)
-    return float(np.sum(WEIGHTS * density * activation(z).numpy() ** 2))
-
-
-def _nodes() -> tuple[np.ndarray, np.ndarray]:
-    node, weight = np.polynomial.legendre.leggauss(40)
-    ends = (0.0, 0.1, 0.5, 1.5, 3.0, 6.0, 12.0)
-    half = list(pairwise(ends))
-    pieces = [(-b, -a) for a, b in half] + half
-    return (
-        np.concatenate([(a + b) / 2 + (b - a) / 2 * node for a, b in pieces]),
-        np.concatenate([(b - a) / 2 * weight for a, b in pieces]),
-    )
-
-
-NODES, WEIGHTS = _nodes()
+    return activation_moments(activation, math.sqrt(power))[1]
 
 
 def identity_path(

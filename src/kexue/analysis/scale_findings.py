@@ -25,13 +25,13 @@ from typing import Any
 from torch import nn
 
 from kexue.analysis.gradient_profile import GradientProfile
-from kexue.analysis.path_weight import IdentityPath, suggest_initializer_range
+from kexue.analysis.path_weight import TRUNCATED, IdentityPath, suggest_initializer_range
 from kexue.analysis.stack import activation_of, times_run
 from kexue.analysis.transformer_blocks import DOWN, OUTPUT, branch_matrices, find_blocks
 
 __all__ = ["Finding", "ScaleRow", "findings_of", "plain", "suggestion"]
 
-HALF = 0.487538027696852
+HALF = 0.02 * TRUNCATED * math.sqrt(768)
 """BERT's std over LeCun's: 0.0176 · sqrt(768)."""
 LARGE, SMALL = 1.5, 0.1
 """Powers p beyond which a fresh weight is remarked on; BERT's own last matrices have 1.23."""

@@ -24,19 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kexue.analysis.batch import first_tensor, run, visible_rows
 from kexue.analysis.gradient_profile import GradientProbe, GradientProfile
 from kexue.analysis.measured_path import PathProbe, evaluating
 from kexue.analysis.norm_gains import gain_of
 from kexue.analysis.path_weight import IdentityPath, identity_path
 from kexue.analysis.scale_findings import Finding, ScaleRow, findings_of, plain, suggestion
-from kexue.analysis.transformer_blocks import (
-    find_blocks,
-    first_tensor,
-    is_norm,
-    matrices,
-    run,
-    visible_rows,
-)
+from kexue.analysis.transformer_blocks import find_blocks, is_norm, matrices
 
 __all__ = ["Finding", "ScaleAudit", "ScaleRow", "audit_scales"]
 

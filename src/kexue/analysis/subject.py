@@ -114,7 +114,9 @@ def _config(source: str | Path) -> Any:
         present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(f"{folder}: no config.json here; the folder holds {present}")
     try:
-        config = AutoConfig.from_pretrained(str(source), local_files_only=folder.is_dir())
+        config = AutoConfig.from_pretrained(
+            str(source), local_files_only=folder.is_dir(), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{source}: config not read: {first_line(error)}{hub_hint(folder)}"
@@ -144,10 +146,11 @@ def _model(source: str | Path, config: Any, head: Head, init: bool) -> Any:
     auto = getattr(transformers, names.get(head, "AutoModel"))
     folder = Path(source)
     options = {"local_files_only": folder.is_dir(), "use_safetensors": True, "dtype": "float32"}
+    trust = {"trust_remote_code": False}  # the default asks the user, and runs it on a yes
     try:
         with quiet_transformers():
             if init:
-                model = auto.from_config(config, dtype=torch.float32)
+                model = auto.from_config(config, dtype=torch.float32, **trust)
             else:
                 _check_weights(folder)
                 model, info = auto.from_pretrained(
@@ -156,6 +159,7 @@ def _model(source: str | Path, config: Any, head: Head, init: bool) -> Any:
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                     **options,
+                    **trust,
                 )
                 tabulate(str(source), model, info).require()
     except CheckpointError:

@@ -8,25 +8,23 @@ Hugging Face's Conv1D is turned, so that a `Matrix` is always (out, in).
 """
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kexue.nn import weight_roles
+
 __all__ = [
     "Matrix",
     "branch_matrices",
     "find_blocks",
-    "first_tensor",
     "is_norm",
     "matrices",
-    "run",
-    "visible_rows",
 ]
 
-PACKED = {"c_attn", "wqkv", "qkv_proj", "query_key_value", "qkv", "in_proj", "w_pack"}
+PACKED = {name.lower() for name in weight_roles.PACKED}
 VALUE = {"value", "v_proj", "v_lin", "v", "value_proj"}
 OUTPUT = {"dense", "out_proj", "o_proj", "c_proj", "out_lin", "wo", "o"}
 GATE = {"gate_proj", "wi_0"}
@@ -181,37 +179,3 @@ def branch_matrices(model: nn.Module, name: str, block: nn.Module) -> dict[str, 
             f"its names; measure_identity_path(model, batch) needs no names"
         )
     return found
-
-
-def run(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a mapping of arguments, a tuple of them, or one tensor."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def first_tensor(*values: Any) -> Tensor | None:
-    """The first floating tensor in arguments, outputs, tuples and mappings; None without one."""
-    for one in _flat(values):
-        if one.is_floating_point():
-            return one
-    return None
-
-
-def _flat(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _flat(one)
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _flat(one)
-
-
-def visible_rows(x: Tensor, batch: Any) -> Tensor:
-    """The tokens that are no padding, by the batch's `attention_mask` of shape (B, L)."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None or x.dim() < 3 or x.shape[:2] != mask.shape:
-        return x
-    return x[mask.to(x.device).bool()]

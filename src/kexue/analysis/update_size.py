@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kexue.analysis.batch import arguments_of
 from kexue.analysis.untouched import restore_buffers, saved_buffers, untouched
 from kexue.losses.same_noise import SameNoise
 from kexue.optim.wrapped import unwrapped
@@ -114,7 +115,7 @@ def update_magnitude(
 
     def loss_at(point: Mapping[str, Tensor]) -> Tensor:
         buffers = {name: _widened(b.detach().clone()) for name, b in model.named_buffers()}
-        args, kwargs = _arguments(batch)
+        args, kwargs = arguments_of(batch)
         with noise.replay():
             returned = functional_call(model, (dict(point), frozen, buffers), args, kwargs)
             return _scalar(loss_fn(returned)).double()
@@ -211,7 +212,7 @@ def update_norm(
         >>> round(update_norm(layer, lambda out: out.sum(), torch.ones(1, 1), sgd), 4)
         0.1
     """
-    inner, (args, kwargs) = unwrapped(optimizer), _arguments(batch)
+    inner, (args, kwargs) = unwrapped(optimizer), arguments_of(batch)
     buffers = saved_buffers(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -248,12 +249,6 @@ def update_norm(
         with noise.replay():
             after = measured(model(*args, **kwargs))
     return (after - before).square().mean().sqrt().item()  # (2)
-
-
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
 
 def _scalar(loss: Any) -> Tensor:

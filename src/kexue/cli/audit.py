@@ -56,6 +56,8 @@ def scales(
     """Second moments, weight std against LeCun, gradients, gains, identity path."""
     if text is not None and not text.is_file():
         fail(f"--text {text} is not a file")
+    if out is not None:
+        _check_page(out)
     words = None if text is None else text.read_text(encoding="utf-8")
     from kexue.analysis.scales import audit_scales
     from kexue.analysis.subject import load_subject
@@ -86,6 +88,15 @@ def scales(
         console().print(f"page: {out}", markup=False, soft_wrap=True)
 
 
+def _check_page(out: Path) -> None:
+    """Refuse a page that cannot be written before the audit, not after it."""
+    if out.is_dir():
+        fail(f"--out {out} is a folder; name a file in it, such as {out / 'report.html'}")
+    above = next((one for one in out.parents if one.exists()), None)
+    if above is not None and not above.is_dir():
+        fail(f"--out {out}: {above} is a file, not a folder")
+
+
 def _print(found: "ScaleAudit", plain: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -108,9 +119,9 @@ def _print(found: "ScaleAudit", plain: Mapping[str, Any], about: Mapping[str, An
     if not found.findings:
         screen.print("nothing suspicious was found", style="green")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("module", overflow="fold", min_width=20)
+    table.add_column("module", overflow="fold", min_width=12)
     for name in ("×", "std", "/ LeCun", "E[output²]", "gradient"):
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for group in grouped(plain["rows"]):
         values = (group.std, group.ratio, group.output, group.gradient)
         cells = (group.name, str(group.count), *values)

@@ -19,6 +19,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from kexue.analysis.path_weight import TRUNCATED
 from kexue.analysis.propagation import grad_profile, measure_identity_path
 from kexue.lab.experiment import Experiment, Finding, Number, Verdict
 from kexue.report.charts import Series, line_chart
@@ -26,7 +27,7 @@ from kexue.report.charts import Series, line_chart
 __all__ = ["EXPERIMENT", "Draw", "draw", "judge"]
 
 WIDTH, HEADS, INNER, ROWS, TOKENS = 128, 4, 512, 8, 32
-HALF = 0.487538027696852
+HALF = 0.02 * TRUNCATED * math.sqrt(768)  # 0.4875
 DEPTHS, DRAWS = (12, 24), 5
 STACKS = {
     ("post", HALF): ("post-norm, half size", "后置归一化，一半大小"),

@@ -69,6 +69,7 @@ class Reader(nn.Module):
     def freeze(self, length: int | None) -> None:
         """The n of every row: a number, or None for the count."""
         for unit in self.units:
+            assert isinstance(unit, GatedAttentionUnit)
             unit.length = length
 
     def forward(self, text: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def damage(row: Sequence[float], longer: bool) -> float:
 
 
 def verdict(measured: Losses) -> Verdict:
-    """Holds if a counted n does clear damage, more than each remedy, on both sides; partly on one."""
+    """Holds if a counted n clearly harms, more than each remedy, on both sides; partly on one."""
     sides = []
     for longer in (False, True):
         counted = damage(measured[COUNTED], longer)
@@ -161,21 +162,22 @@ def finding(measured: Losses) -> Finding:
         figure=_picture(measured),
         verdict=verdict(measured),
         comment_en=(
-            f"Loss in nats at {' / '.join(map(str, LENGTHS))} letters, trained at {TRAINED}; knowing "
-            f"nothing is {math.log(LETTERS):.2f}. Worst change on shorter and on longer texts: n "
-            f"counted {harm[COUNTED][0]} and {harm[COUNTED][1]}, the same network with n frozen "
-            f"{harm[FROZEN][0]} and {harm[FROZEN][1]}. Best of the remedies are {shorter[0]} on "
-            f"shorter ({harm[shorter[0]][0]}) and {longer[0]} on longer texts "
-            f"({harm[longer[0]][1]}); worst {shorter[-1]} ({harm[shorter[-1]][0]}) and {longer[-1]} "
-            f"({harm[longer[-1]][1]}). It holds where all remedies beat the counted n on both sides, "
-            "partly where they do on one."
+            f"Loss in nats at {' / '.join(map(str, LENGTHS))} letters, trained at {TRAINED}; "
+            f"knowing nothing is {math.log(LETTERS):.2f}. Worst change on shorter and on longer "
+            f"texts: n counted {harm[COUNTED][0]} and {harm[COUNTED][1]}, the same network with n "
+            f"frozen {harm[FROZEN][0]} and {harm[FROZEN][1]}. Best of the remedies are "
+            f"{shorter[0]} on shorter ({harm[shorter[0]][0]}) and {longer[0]} on longer texts "
+            f"({harm[longer[0]][1]}); worst {shorter[-1]} ({harm[shorter[-1]][0]}) and "
+            f"{longer[-1]} ({harm[longer[-1]][1]}). It holds where all remedies beat the counted n "
+            "on both sides, partly where they do on one."
         ),
         comment_zh=(
             f"长度 {' / '.join(map(str, LENGTHS))} 处的损失（nat），训练长度为 {TRAINED}；瞎猜为 "
             f"{math.log(LETTERS):.2f}。在更短、更长文本上的最坏变化：n 取实际长度为 "
             f"{harm[COUNTED][0]}、{harm[COUNTED][1]}，同一个网络把 n 固定后为 {harm[FROZEN][0]}、"
-            f"{harm[FROZEN][1]}。各种补救中，短文本上最好的是 {shorter[0]}（{harm[shorter[0]][0]}），"
-            f"长文本上最好的是 {longer[0]}（{harm[longer[0]][1]}）；最差的分别是 {shorter[-1]}"
+            f"{harm[FROZEN][1]}。各种补救中，短文本上最好的是 {shorter[0]}"
+            f"（{harm[shorter[0]][0]}），长文本上最好的是 {longer[0]}（{harm[longer[0]][1]}）；"
+            f"最差的分别是 {shorter[-1]}"
             f"（{harm[shorter[-1]][0]}）和 {longer[-1]}（{harm[longer[-1]][1]}）。"
             "若两侧都是所有补救优于实际长度，则判为成立；只有一侧则为部分成立。"
         ),
@@ -189,16 +191,20 @@ def _picture(measured: Losses) -> str:
         steps = [math.log2(length) for length in LENGTHS]
         return [Series(labels.get(n, n), steps, measured[n], dots=True) for n in names]
 
-    axes = {
-        "x_label": ("log2 of the length; trained at 7 (128)", "长度的 log2；训练长度为 7（128）"),
-        "y_label": ("loss of hidden letters, nats", "被遮字母的损失（nat）"),
-    }
-    return line_chart(
-        lines(MAPS), title=("Six maps away from their length", "六种注意力离开训练长度"), **axes
-    ) + line_chart(
+    return _lines(
+        lines(MAPS), ("Six maps away from their length", "六种注意力离开训练长度")
+    ) + _lines(
         lines([COUNTED, FROZEN]),
-        title=("relu2_ns, n counted or frozen", "relu2_ns：n 取实际长度或固定"),
-        **axes,
+        ("relu2_ns, n counted or frozen", "relu2_ns：n 取实际长度或固定"),
+    )
+
+
+def _lines(series: Sequence[Series], title: tuple[str, str]) -> str:
+    return line_chart(
+        series,
+        title=title,
+        x_label=("log2 of the length; trained at 7 (128)", "长度的 log2；训练长度为 7（128）"),
+        y_label=("loss of hidden letters, nats", "被遮字母的损失（nat）"),
     )
 
 
@@ -208,13 +214,14 @@ EXPERIMENT = Experiment(
     title_en="Attention maps away from the length they were trained at",
     title_zh="注意力函数离开训练长度之后",
     claim_en=(
-        "relu² attention divided by the actual length transfers badly to other lengths; freezing n, "
-        "normalising by the sum, or softmax transfers better."
+        "relu² attention divided by the actual length transfers badly to other lengths; freezing "
+        "n, normalising by the sum, or softmax transfers better."
     ),
     claim_zh=(
-        "relu² 注意力若除以实际长度，换到别的长度效果变差；固定 n、除以总和或改用 softmax 迁移得更好。"
+        "relu² 注意力若除以实际长度，换到别的长度效果变差；"
+        "固定 n、除以总和或改用 softmax 迁移得更好。"
     ),
-    published="fine-tuning after fixed-length pretraining is worse with the actual n than with n = 512",
+    published="fine-tuning after pretraining at 512 is worse with the actual n than with n = 512",
     published_zh="定长预训练之后微调：n 取实际长度不如固定为 512",
     measure=measure,
 )

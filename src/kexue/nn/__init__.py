@@ -7,9 +7,11 @@ from kexue.nn.activation_moments import UnitMoment, gain
 from kexue.nn.apply_init import RULES, Rule, t5_init_
 from kexue.nn.attention_mask import check_attention_mask, masked_softmax, visible_pairs
 from kexue.nn.attention_scale import log_n_scale, row_counts, scaled_queries
+from kexue.nn.code_search import kmeans_codebook, nearest_code
 from kexue.nn.deepnorm import DeepNorm, deepnorm_constants, matrix_scale
 from kexue.nn.deepnorm_init import deepnorm_init_
 from kexue.nn.deepnorm_models import apply_deepnorm
+from kexue.nn.distance_bias import RelativeBias
 from kexue.nn.dropout import BitDropout, bit_dropout
 from kexue.nn.fan_average import ChainReport, chain_report, gains, singular_range
 from kexue.nn.fans import fan_in_out
@@ -42,7 +44,11 @@ from kexue.nn.residual import (
 from kexue.nn.rotary import apply_rotary, rotary_angles
 from kexue.nn.row_scale import LogNScale, SSMaxScale
 from kexue.nn.sequence_head import ChoiceHead, Pooling, SequenceHead, pool
+from kexue.nn.soft_vq import soft_assignment, soft_vq_attention
 from kexue.nn.truncated_normal import trunc_normal_, truncated_moments
+from kexue.nn.vector_quantizer import VectorQuantizer
+from kexue.nn.vq_cache import VQCache
+from kexue.nn.vq_layer import TransformerVQLayer, commitment_loss
 
 __all__ = [
     "RULES",
@@ -66,19 +72,24 @@ __all__ = [
     "PostNorm",
     "PreNorm",
     "ReZero",
+    "RelativeBias",
     "Rule",
     "SSMaxScale",
     "ScaledResidual",
     "SequenceHead",
     "SkipInit",
     "SpanPointer",
+    "TransformerVQLayer",
     "UnitMoment",
+    "VQCache",
+    "VectorQuantizer",
     "apply_deepnorm",
     "apply_rotary",
     "best_span",
     "bit_dropout",
     "chain_report",
     "check_attention_mask",
+    "commitment_loss",
     "deepnorm_constants",
     "deepnorm_init_",
     "fan_in_out",
@@ -87,16 +98,20 @@ __all__ = [
     "gain",
     "gains",
     "he_normal_",
+    "kmeans_codebook",
     "lecun_normal_",
     "log_n_scale",
     "masked_softmax",
     "matrix_scale",
+    "nearest_code",
     "orthogonal_gaussian",
     "pool",
     "rotary_angles",
     "row_counts",
     "scaled_queries",
     "singular_range",
+    "soft_assignment",
+    "soft_vq_attention",
     "span_cross_entropy",
     "span_scores",
     "t5_init_",

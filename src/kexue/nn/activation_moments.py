@@ -3,7 +3,7 @@ r"""浅谈Transformer的初始化、参数化与标准化 — what an activation
 The mean and the second moment of any activation on a standard normal input, to all digits, and
 the gain an initialiser needs for it.
 
-    E phi(z) = ∫ phi(z) p(z) dz,    E phi(z)^2 = ∫ phi(z)^2 p(z) dz,    z ~ N(0, 1)            (1)
+    E phi(s z) = ∫ phi(s z) p(z) dz,    E phi(s z)^2 likewise,    z ~ N(0, 1), s = 1 by default  (1)
     gain = 1 / sqrt(E phi(z)^2),    Var w = gain^2 / m after phi                               (2)
     phi~(x) = (phi(x) − c) / sqrt(E (phi(z) − c)^2),    c = 0, or c = E phi(z)                 (3)
 
@@ -17,7 +17,8 @@ jumps need not be told.
 
 What we do differently: `torch.nn.init.calculate_gain("tanh")` is 5/3, a rule of thumb; (2) is 1.59.
 
-Symbols: phi the activation, p the normal density, m fan-in.   Cost: milliseconds, once.
+Symbols: phi the activation, s the deviation of its input (`std`), p the normal density, m fan-in.
+Cost: milliseconds, once.
 Source: article 8620; He arXiv 1502.01852; SELU arXiv 1706.02515. See also: `kexue.nn.init`.
 """
 
@@ -38,18 +39,20 @@ END, TOLERANCE, HALVINGS, MOST_PIECES = 38, 1e-15, 60, 10_000
 
 
 @torch.no_grad()
-def activation_moments(fn: Activation) -> tuple[float, float]:
-    """Mean and second moment of fn(z) for a standard normal z: (1).
+def activation_moments(fn: Activation, std: float = 1.0) -> tuple[float, float]:
+    """Mean and second moment of fn(std z) for a standard normal z: (1).
 
     Args:
         fn: an elementwise function of a tensor, or a module such as `nn.GELU()`; it is evaluated
             on float64 tensors, a module on a copy.
+        std: standard deviation of the input.
 
     Returns:
-        (E fn(z), E fn(z)^2), to about 14 digits.
+        (E fn(std z), E fn(std z)^2), to about 14 digits.
 
     Raises:
-        ValueError: fn is not elementwise, gives NaN or infinity, or is too rough to integrate.
+        ValueError: fn is not elementwise, gives NaN or infinity, or is too rough to integrate; std
+            is negative or not finite.
 
     Example:
         >>> import torch
@@ -57,15 +60,16 @@ def activation_moments(fn: Activation) -> tuple[float, float]:
         >>> round(mean, 10), round(second, 10)
         (0.3989422804, 0.5)
     """
-    if isinstance(fn, nn.Module):
-        fn = copy.deepcopy(fn).cpu().double()
-    _check_elementwise(fn)
+    if not 0 <= std < math.inf:
+        raise ValueError(f"std must be a number of at least 0, got {std}")
+    phi = _copied(fn)
+    _check_elementwise(phi)
     left, width = torch.arange(-END, END, dtype=torch.float64), 1.0
-    total, scale = torch.zeros(2, dtype=torch.float64), None
+    total, scale = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for _ in range(HALVINGS):
-        whole = _pieces(fn, left, width)  # (P, 2)
-        halves = _pieces(fn, left, width / 2) + _pieces(fn, left + width / 2, width / 2)
-        scale = halves.abs().sum(0) if scale is None else scale
+        whole = _pieces(phi, std, left, width)  # (P, 2)
+        halves = _pieces(phi, std, left, width / 2) + _pieces(phi, std, left + width / 2, width / 2)
+        scale = scale.maximum(total.abs() + halves.abs().sum(0))  # peaks show late
         rough = ((whole - halves).abs() > TOLERANCE * scale).any(1)
         total += halves[~rough].sum(0)
         left, width = torch.cat((left[rough], left[rough] + width / 2)), width / 2
@@ -73,7 +77,7 @@ def activation_moments(fn: Activation) -> tuple[float, float]:
             raise ValueError("the activation is too rough to integrate: it jumps nearly everywhere")
         if not len(left):
             break
-    total += _pieces(fn, left, width).sum(0)  # what is left of jumps is as narrow as rounding
+    total += _pieces(phi, std, left, width).sum(0)  # what is left of jumps is as narrow as rounding
     mean, second = total.tolist()
     return mean, second
 
@@ -85,7 +89,7 @@ def gain(fn: Activation) -> float:
         fn: as in `activation_moments`. Use it as `variance_scaling_(weight, scale=gain(fn)**2)`.
 
     Raises:
-        ValueError: fn is zero everywhere; otherwise as in `activation_moments`.
+        ValueError: fn is zero everywhere or overflows; otherwise as in `activation_moments`.
 
     Example:
         >>> import torch
@@ -93,8 +97,8 @@ def gain(fn: Activation) -> float:
         (1.414214, 1.592537)
     """
     second = activation_moments(fn)[1]
-    if second == 0:
-        raise ValueError("the activation is zero for every input: no gain brings it back")
+    if not 0 < second < math.inf:
+        raise ValueError(f"no gain brings a second moment of {second} back to 1")
     return 1 / math.sqrt(second)  # (2)
 
 
@@ -145,21 +149,30 @@ def _copied(fn: Activation) -> Activation:
 NODES, WEIGHTS = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(20))
 
 
-def _pieces(fn: Activation, left: Tensor, width: float) -> Tensor:
+def _pieces(phi: Activation, std: float, left: Tensor, width: float) -> Tensor:
     """The integrals (1) over [left, left + width], one row per piece."""
     z = left[:, None] + width / 2 * (NODES + 1)  # (P, 20)
-    value = fn(z.clone())
+    value = phi(std * z)
     if not value.isfinite().all():
-        where = z[~value.isfinite()].abs().min()
+        where = std * z[~value.isfinite()].abs().min()
         raise ValueError(f"the activation must be finite, but is not at |x| = {where:.3g}")
     mass = width / 2 * WEIGHTS * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     return torch.stack(((value * mass).sum(1), (value**2 * mass).sum(1)), dim=1)  # (P, 2)  # (1)
 
 
-def _check_elementwise(fn: Activation) -> None:
-    x = torch.linspace(-3, 3, 12, dtype=torch.float64).view(3, 4)
-    whole, part = fn(x.clone()), fn(x[:2, 2:].clone())
-    if whole.shape != x.shape or not torch.equal(whole[:2, 2:], part):
+def _check_elementwise(phi: Activation) -> None:
+    """A part gives the part of the whole, and the whole the same twice."""
+    x = torch.linspace(-3, 3, 192, dtype=torch.float64).view(12, 16)
+    try:
+        whole, again, part = phi(x.clone()), phi(x.clone()), phi(x[:5, 7:].clone())
+        same = whole.dtype == x.dtype and whole.shape == x.shape and part.shape == (5, 9)
+        same = same and all(
+            torch.allclose(a, b, rtol=1e-12, atol=0, equal_nan=True)
+            for a, b in ((whole, again), (whole[:5, 7:], part))
+        )
+    except RuntimeError:  # of torch, about a shape
+        same = False
+    if not same:
         raise ValueError(
             "the activation must work element by element, without randomness, on float64 tensors: "
             "pass one like torch.tanh or nn.GELU(); softmax and gated units have no single moment"

@@ -65,7 +65,7 @@ def log_n_scale(
 
     Raises:
         TypeError: dtype is not floating.
-        ValueError: base is not above 1; head_dim, min_len or an int n is not positive.
+        ValueError: base is not finite and above 1; head_dim, min_len or an int n is not positive.
 
     Example:
         >>> log_n_scale(torch.tensor([64, 512, 4096]), head_dim=64)
@@ -142,7 +142,8 @@ def row_counts(
         q_len: Q.
         k_len: K, cached keys included.
         cache_offset: keys before the first query.
-        prefix: length of the part that every row sees, per sequence or one for all; needs `causal`.
+        prefix: length of the part that every row sees, per sequence or one for all; as much of it
+            as there are keys; needs `causal`.
         window: keys a causal row looks back over, itself included.
         documents: a number per key; a new document begins where it changes, and rows see their own
             document only. Queries are the last Q keys from `cache_offset` on.
@@ -153,8 +154,8 @@ def row_counts(
 
     Raises:
         TypeError: a mask that is not boolean.
-        ValueError: sizes that do not fit, prefix or window without `causal`, both, or prefix with
-            documents.
+        ValueError: sizes that do not fit or are negative, prefix or window without `causal`, both,
+            or prefix with documents.
 
     Example:
         >>> mask = torch.tensor([[False, True, True, True]])
@@ -178,7 +179,8 @@ def row_counts(
         start, end = (edge[:, cache_offset : cache_offset + q_len] for edge in _edges(documents))
         first, last = start, (own if causal else end)
     if prefix is not None:
-        last = own.clamp(min=torch.as_tensor(prefix, device=device).reshape(-1, 1) - 1)  # (#B, Q)
+        ends = torch.as_tensor(prefix, device=device).reshape(-1, 1) - 1  # (#B, 1)
+        last = own.maximum(ends.clamp(max=k_len - 1))  # (#B, Q)
     if window is not None:
         first = first.maximum(own - window + 1)
     if attention_mask is None:
@@ -202,8 +204,8 @@ def _edges(documents: Int[Tensor, "B K"]) -> tuple[Int[Tensor, "B K"], Int[Tenso
 
 
 def _check_scale(n: int | Tensor, base: float | int, min_len: int) -> None:
-    if not base > 1:
-        raise ValueError(f"base must be above 1 (the log of 1 is 0), got {base}")
+    if not 1 < base < math.inf:
+        raise ValueError(f"base must be finite and above 1 (the log of 1 is 0), got {base}")
     if min_len < 1:
         raise ValueError(f"min_len must be at least 1, got {min_len}")
     if isinstance(n, int) and n < 1:
@@ -226,6 +228,18 @@ def _check_counts(
                 f"{name} must have shape (batch, k_len) = (batch, {k_len}), cached keys included, "
                 f"got {tuple(keys.shape)}"
             )
+    rows = {
+        name: len(given)
+        for name, given in (("attention_mask", mask), ("documents", documents), ("prefix", prefix))
+        if isinstance(given, Tensor) and given.ndim and len(given) != 1
+    }
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"all must speak of the same sequences, got as many rows: {rows}")
+    if min(q_len, k_len, offset) < 0:
+        raise ValueError(
+            "q_len, k_len and cache_offset must be at least 0, "
+            f"got q_len={q_len}, k_len={k_len}, cache_offset={offset}"
+        )
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"attention_mask must be bool with True = visible, got {mask.dtype}")
     if (causal or documents is not None) and offset + q_len > k_len:
@@ -235,6 +249,8 @@ def _check_counts(
         )
     if not causal and (prefix is not None or window is not None):
         raise ValueError("prefix and window are about causal rows: set causal=True")
+    if isinstance(prefix, int) and prefix < 0:
+        raise ValueError(f"prefix must be at least 0, got {prefix}")
     if prefix is not None and (window is not None or documents is not None):
         raise ValueError("prefix goes with neither window nor documents: count from the mask")
     if window is not None and window < 1:

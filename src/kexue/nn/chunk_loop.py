@@ -93,10 +93,9 @@ class ChunkLoop(torch.autograd.Function):
         states = x.new_zeros(sizes, dtype=torch.promote_types(x.dtype, torch.float32))
         with torch.autocast(x.device.type, enabled=False):
             for span in [] if causal else spans:
-                _, v = _gate_and_value(x, keep, span, gated)
-                add_product(states[0], k_lin[:, span].mT, v)  # (2)
+                add_product(states[0], k_lin[:, span].mT, _value(x, keep, span, gated))  # (2)
             for g, span in enumerate(spans):
-                u, v = _gate_and_value(x, keep, span, gated)
+                v = _value(x, keep, span, gated)
                 here = attended[:, span] if gated else output[:, span]
                 roots = local_roots(q[:, span], k[:, span], scale, causal)
                 _lower_times(roots.square_().to(v.dtype), v, causal, out=here)
@@ -106,8 +105,8 @@ class ChunkLoop(torch.autograd.Function):
                 if causal and g + 1 < len(spans):
                     states[g + 1] = states[g]
                     add_product(states[g + 1], k_lin[:, span].mT, v)  # (2)
-                if u is not None:
-                    torch.mul(u, here, out=output[:, span])  # (3)
+                if gated:
+                    torch.mul(_gate(x, span), here, out=output[:, span])  # (3)
         return output, attended, states
 
     @staticmethod
@@ -120,7 +119,9 @@ class ChunkLoop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_output: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, d_output: Tensor | None, *unused: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """(4) and (5), from the last chunk to the first."""
         if d_output is None:
             return (None,) * 11
@@ -133,12 +134,11 @@ class ChunkLoop(torch.autograd.Function):
         t = torch.zeros_like(states[0])  # (B, s, e)
         with torch.autocast(x.device.type, enabled=False):
             for g, span in [] if causal else spans:
-                u, _ = _gate_and_value(x, keep, span, gated)
-                d = d_output[:, span] if u is None else d_output[:, span] * u
+                d = d_output[:, span] * _gate(x, span) if gated else d_output[:, span]
                 add_product(t, _share(q_lin, inverse, g, span).mT, d)
             for g, span in reversed(spans):
-                u, v = _gate_and_value(x, keep, span, gated)
-                d = d_output[:, span] if u is None else d_output[:, span] * u
+                v = _value(x, keep, span, gated)
+                d = d_output[:, span] * _gate(x, span) if gated else d_output[:, span]
                 roots = local_roots(q[:, span], k[:, span], ctx.scale, causal)
                 slope = _lower_outer(d, v, causal).to(roots.dtype).mul_(roots)
                 dp = slope.mul_(2 * ctx.scale).to(v.dtype)  # (4)
@@ -166,14 +166,15 @@ class ChunkLoop(torch.autograd.Function):
         return dq, dk, dq_lin, dk_lin, dx, None, None, None, None, None, None
 
 
-def _gate_and_value(
-    x: Tensor, keep: Tensor | None, span: slice, gated: bool
-) -> tuple[Tensor | None, Tensor]:
-    """The chunk's gate (None where there is none) and its values, zero at masked keys."""
-    if not gated:
-        return None, x[:, span] if keep is None else x[:, span] * keep[:, span]
-    u, v = F.silu(x[:, span]).chunk(2, dim=-1)
-    return u, v if keep is None else v.mul_(keep[:, span])
+def _gate(x: Tensor, span: slice) -> Tensor:
+    """silu(X^u) of a chunk."""
+    return F.silu(x[:, span].chunk(2, dim=-1)[0])
+
+
+def _value(x: Tensor, keep: Tensor | None, span: slice, gated: bool) -> Tensor:
+    """The values of a chunk, silu(X^v) where gated; zero at masked keys."""
+    v = F.silu(x[:, span].chunk(2, dim=-1)[1]) if gated else x[:, span]
+    return v if keep is None else v * keep[:, span]
 
 
 def _through_silu(x: Tensor, du: Tensor, dv: Tensor, out: Tensor) -> None:

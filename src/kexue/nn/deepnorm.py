@@ -182,11 +182,16 @@ def matrix_scale(W: Float[Tensor, "*batch n m"]) -> Float[Tensor, "*batch"]:
     Returns:
         lambda, in float32 or better.
 
+    Raises:
+        ValueError: a matrix without entries.
+
     Example:
         >>> import torch
         >>> matrix_scale(3 * torch.eye(5))
         tensor(3.)
     """
+    if not W.shape[-2] or not W.shape[-1]:
+        raise ValueError(f"an empty matrix has no scale, got shape {tuple(W.shape)}")
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     size = W.abs().amax(dim=(-2, -1), keepdim=True)
     unit = W / torch.where(size > 0, size, 1)  # so that no fourth power leaves the range

@@ -18,6 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kexue.nn.fan_average import fan_average
+from kexue.nn.truncated_normal import draw_blocks_
+from kexue.nn.weight_roles import PACKED
+
 __all__ = ["QUERY_KEY_LIKE", "VALUE_LIKE", "deepnorm_init_", "gained_xavier_"]
 
 VALUE_LIKE = (
@@ -31,7 +35,6 @@ VALUE_LIKE = (
 QUERY_KEY_LIKE = ("q_proj", "query", "q_lin", "to_q", "k_proj", "key", "k_lin", "to_k")
 """Ends of the names of the matrices that start with gain 1."""
 
-PACKED = ("qkv", "qkv_proj", "Wqkv", "query_key_value", "c_attn", "in_proj", "to_qkv")
 HEADS = {"classifier", "classification_head", "lm_head", "pooler", "embeddings", "cls", "score"}
 
 
@@ -100,12 +103,8 @@ def gained_xavier_(
         >>> round(w.std().item() / (2 / 400) ** 0.5, 1)
         2.0
     """
-    if weight.is_meta:
-        return
-    std = gain * (2 / (weight.shape[0] + weight.shape[1])) ** 0.5
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    drawn = torch.randn(weight.shape, dtype=wide, device=weight.device, generator=generator)
-    weight.copy_(drawn.mul_(std))  # (1)
+    std = gain * fan_average(weight.shape[1], weight.shape[0]) ** -0.5
+    draw_blocks_(weight, lambda block: block.normal_(0.0, std, generator=generator))  # (1)
 
 
 class _Matrix(NamedTuple):

@@ -207,7 +207,8 @@ def chain_report(widths: Sequence[Size], kind: str = "arithmetic") -> ChainRepor
               3072 → 768     0.02282         1.6         0.4
            768 → … → 768                    0.64        0.64
     """
+    widths = tuple(widths)
     if len(widths) < 2:
         raise ValueError(f"a chain needs two widths at least, got {list(widths)}")
     steps = tuple(gains(m, n, kind) for m, n in pairwise(widths))
-    return ChainReport(fan_kind(kind), tuple(widths), steps)
+    return ChainReport(fan_kind(kind), widths, steps)

@@ -38,6 +38,8 @@ from kexue.nn.attention_scale import row_counts, scaled_queries
 __all__ = ["AttentionMap", "check_attention_map", "gau_attention", "gau_weights"]
 
 AttentionMap = Literal["softmax_plus", "softmax", "relu2_ns", "relu2_n2", "laplace", "relu2_norm"]
+ROWS = 256
+"""On a CPU, causal rows are worked on in parts of this size: later keys are not multiplied."""
 LAPLACE_MEAN, LAPLACE_DEVIATION = math.sqrt(1 / 2), math.sqrt(1 / (4 * math.pi))
 
 
@@ -147,8 +149,33 @@ def gau_attention(
         torch.Size([2, 5, 16])
     """
     check_attention_map(attention)
+    check_attention_mask(attention_mask, k.shape[0], k.shape[1])
+    if (
+        causal
+        and q.shape[1] > ROWS
+        and v.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    ):
+        parts = []
+        for start in range(0, q.shape[1], ROWS):
+            end = offset + min(start + ROWS, q.shape[1])  # keys that a row of this part may see
+            part = gau_attention(
+                q[:, start : start + ROWS],
+                k[:, :end],
+                v[:, :end],
+                attention,
+                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                causal=True,
+                offset=offset + start,
+                position_bias=_block(position_bias, start, end),
+                min_length=min_length,
+                train_length=train_length,
+                length=length,
+                dropout=dropout,
+            )
+            parts.append(part)
+        return torch.cat(parts, dim=1)
     if attention_mask is not None:
-        check_attention_mask(attention_mask, k.shape[0], k.shape[1])
         v = v.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
     if attention not in ("softmax", "softmax_plus"):
         weights = gau_weights(
@@ -184,6 +211,10 @@ def gau_attention(
         is_causal=plain_causal,
     ).squeeze(1)  # (1), (2)
     return attended if attention_mask is None else attended.masked_fill(~seen, 0.0)
+
+
+def _block(bias: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if bias is None else bias[:, start : start + ROWS, :end]
 
 
 def _seen(

@@ -97,6 +97,8 @@ def variance_scaling_(
     if distribution not in DISTRIBUTIONS:
         known = ", ".join(DISTRIBUTIONS)
         raise ValueError(f"distribution must be one of {known}; got {distribution!r}")
+    if not t.dtype.is_floating_point:
+        raise TypeError(f"an initialiser fills floating tensors, got {t.dtype}: pass a weight")
     m, n = fan_in_out(t.shape, **axes)
     _warn_if_skewed(m, n, mode)
     sigma = math.sqrt(scale / fan_average(m, n, mode))  # (2)

@@ -255,5 +255,10 @@ def _times(
     if factor.shape[-1] == 1 and not factor.requires_grad:
         q.mul_(factor)  # q is the fresh output of a linear layer, which saves its input only
         return q
+    if q.shape[-1] % factor.shape[-1]:
+        raise ValueError(
+            f"scale gives factors for {factor.shape[-1]} heads; the layer's queries have "
+            f"{q.shape[-1]} numbers, which do not divide into as many"
+        )
     heads: Tensor = q.unflatten(-1, (factor.shape[-1], -1))  # (B, L, H, d)
     return (heads * factor.unsqueeze(-1)).flatten(-2)

@@ -252,7 +252,8 @@ def fixup_init_(branches: Sequence[nn.Module], num_layers: int | None = None) ->
     (He's rule before ReLU). The trained scalar biases and multipliers of the paper are not added.
 
     Args:
-        branches: all residual branches, such as the feed-forward networks of a model.
+        branches: all residual branches, such as the feed-forward networks of a model; a matrix
+            that several share is scaled once.
         num_layers: L, the number of branches in the network; by default those given.
 
     Raises:
@@ -265,6 +266,7 @@ def fixup_init_(branches: Sequence[nn.Module], num_layers: int | None = None) ->
         0.0
     """
     num_layers = len(branches) if num_layers is None else num_layers
+    scaled: set[Tensor] = set()
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     for number, branch in enumerate(branches):
@@ -281,7 +283,8 @@ def fixup_init_(branches: Sequence[nn.Module], num_layers: int | None = None) ->
             parameter.zero_()
         for layer in layers[:-1]:
             for parameter in layer.parameters(recurse=False):
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 and parameter not in scaled:
+                    scaled.add(parameter)
                     parameter.mul_(num_layers ** (-1 / (2 * len(layers) - 2)))  # (7)
 
 

@@ -79,6 +79,7 @@ class VQCache:
         folded: tokens that are known by their code alone; the rest is in the window.
         counts: (B, H, c) of the folded tokens, those that are visible.
         sums: (B, H, c, d_v) of their values.
+        distances: what a layer computed once for all its steps.
 
     Example:
         >>> import torch
@@ -98,6 +99,7 @@ class VQCache:
     def __init__(self) -> None:
         self.length = 0
         self.folded = 0
+        self.distances: Tensor | None = None
         self._masked = False  # without any mask there is nothing to look at per step
         self.counts = self.sums = torch.empty(0)
         self._keys = self._codes = self._values = self._mask = torch.empty(0)

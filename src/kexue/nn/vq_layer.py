@@ -160,7 +160,9 @@ class TransformerVQLayer(nn.Module):
         return y
 
     def _distances(self, length: int, cache: VQCache | None) -> Tensor:
-        """r of (4), (H, W, d_k), for the distances that occur."""
+        """r of (4), (H, W, d_k), for the distances that occur; with a cache, computed once."""
+        if cache is not None and cache.distances is not None:
+            return cache.distances
         far = self.block if cache is not None else min(self.block, max(length - 1, 0))
         weight = self.distance.weight
         steps = torch.arange(0 if self.causal else -far, far + 1, device=weight.device)
@@ -170,6 +172,8 @@ class TransformerVQLayer(nn.Module):
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).to(weight.dtype)  # (W, D)
         r = self.distance(waves).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, W, d_k)
         scaled: Tensor = r * self.head_dim**-0.25
+        if cache is not None:
+            cache.distances = scaled.detach()
         return scaled
 
     def __getstate__(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from kexue.nn.fans import Axes, fan_in_out
 
 __all__ = ["PACKED", "ParameterRole", "weight_roles"]
 
-PACKED = ("c_attn", "in_proj", "qkv", "qkv_proj", "query_key_value", "Wqkv")
+PACKED = (*("c_attn", "in_proj", "qkv", "qkv_proj", "query_key_value", "to_qkv", "Wqkv", "W_pack"),)
 """Names of layers that hold query, key and value in one matrix."""
 NORMS = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),

@@ -38,13 +38,13 @@ Result = Mapping[str, Any]
 
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("layer", "层"),
-    ("parameters", "参数量"),
+    ("weights", "参数量"),
     ("loss", "损失"),
-    ("perplexity", "困惑度"),
-    ("accuracy", "准确率"),
+    ("ppl", "困惑度"),
+    ("acc %", "准确率 %"),
     ("tokens/s", "词元/秒"),
-    ("training", "训练用时"),
-    ("ms/token drawn", "生成每词元毫秒"),
+    ("time", "训练用时"),
+    ("ms/token", "毫秒/词元"),
 )
 
 
@@ -71,7 +71,7 @@ def print_pretrain_table(results: Sequence[Result], console: "Console") -> None:
 
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for number, (name, _) in enumerate(COLUMNS):
-        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if number else "left", overflow="fold")
     for cells in pretrain_table(results):
         shown.add_row(*cells)
     console.print(shown)
@@ -107,9 +107,11 @@ def write_pretrain_report(run: Path) -> Path:
             tag(
                 "p",
                 bilingual(
-                    "Loss in nats per token on the dev texts, lower is better; accuracy of the "
-                    "most probable token in %.",
-                    "损失为验证文本上每词元的纳特数，越低越好；准确率指概率最大的词元猜对的百分比。",
+                    "Loss in nats per token on the dev texts, lower is better, and the perplexity "
+                    "and accuracy that go with it; training speed and time; milliseconds to draw "
+                    "one token behind another with the cache.",
+                    "损失为验证文本上每词元的纳特数，越低越好；困惑度与准确率同此；训练速度与用时；"
+                    "最后一列是带缓存逐个生成时每个词元的毫秒数。",
                 ),
                 class_="soft",
             ),
