@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from kexue.analysis.path_weight import TRUNCATED
 from kexue.analysis.measured_path import evaluating
 from kexue.analysis.norm_gains import gain_of
+from kexue.analysis.path_weight import TRUNCATED
 from kexue.analysis.propagation import (
     LinearWarmup,
     Stack,
@@ -546,7 +546,9 @@ def test_warmup_goes_on_where_it_stopped():
         (lambda: identity_path(nn.Linear(4, 4)), "Linear has no list of blocks"),
         (lambda: identity_path(encoder(), truncated=True), "weights are read as is"),
         (lambda: Stack(0, 1, 1, 0.1), "width must be at least 1, got 0"),
-        (lambda: Stack(1, 1, 1, -0.1), "std must not be negative, got -0.1"),
+        (lambda: Stack(1, 1, 1, -0.1), "std must be finite and at least 0, got -0.1"),
+        (lambda: Stack(1, 1, 1, math.nan), "std must be finite and at least 0, got nan"),
+        (lambda: second_moment("gelu", -1.0), r"power must not be negative, got -1\.0"),
         (lambda: second_moment("gulp", 1.0), "activation 'gulp' is not known"),
         (lambda: suggest_initializer_range(8, 8, 2, target=1.0), "target must lie between 0 and 1"),
         (lambda: LinearWarmup(torch.optim.SGD([nn.Parameter(torch.ones(1))]), -1), "not be neg"),
@@ -579,3 +581,67 @@ def test_weights_on_the_meta_device_are_refused_by_name():
         model = encoder(layers=1)
     with pytest.raises(ValueError, match="is on the meta device and has no numbers"):
         identity_path(model)
+
+
+# --- decoders with cross-attention, shared blocks
+
+
+def test_cross_attention_is_a_sublayer_of_its_own():
+    from transformers import BartConfig, BartModel
+
+    torch.manual_seed(0)
+    ffn = {"encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
+    depth = {"encoder_layers": 1, "decoder_layers": 2}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes = {"vocab_size": 2000, "d_model": 256, "init_std": 0.04}
+    model = BartModel(BartConfig(**sizes, **ffn, **depth, **heads))
+    formula = identity_path(model)
+    ids = torch.arange(4, 1900).unsqueeze(1)  # every token a sequence of its own
+    measured = measure_identity_path(model, {"input_ids": ids, "decoder_input_ids": ids})
+    assert formula.names == measured.names
+    parts = ("attention", "cross_attention", "feed_forward")
+    assert [name.rpartition(".")[2] for name in formula.names] == [*parts, *parts]
+    assert measured.per_sublayer[2::3] == pytest.approx(formula.per_sublayer[2::3], rel=0.05)
+    assert formula.total == pytest.approx(math.prod(formula.per_sublayer), rel=1e-12)
+
+
+def test_a_decoder_of_torch_is_read_like_its_encoder():
+    layer = nn.TransformerDecoderLayer(64, 4, 256, batch_first=True)
+    path = identity_path(nn.TransformerDecoder(layer, 3))
+    assert (path.norm, len(path.names)) == ("post", 9)
+
+
+def test_albert_may_run_several_blocks_per_layer():
+    from transformers import AlbertConfig, AlbertModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "embedding_size": 16, "vocab_size": 64}
+    config = AlbertConfig(**sizes, num_hidden_layers=3, num_attention_heads=4, inner_group_num=2)
+    model = AlbertModel(config)
+    measured = measure_identity_path(model, {"input_ids": torch.ones(2, 5, dtype=torch.int64)})
+    assert len(measured.names) == len(identity_path(model).names) == 12
+    assert len(identity_path(config).names) == 12
+
+
+def test_a_block_in_two_places_is_measured_once_per_run():
+    model = encoder(0.05, layers=2)
+    model.layers[1] = model.layers[0]
+    x = torch.randn(2, 5, model.layers[0].linear1.in_features)
+    path, formula = measure_identity_path(model, x), identity_path(model)
+    assert len(path.names) == len(formula.names) == 4
+    profile = grad_profile(model, lambda net, x: net(x)[..., 0].mean(), x)
+    assert profile.blocks == ("layers.0", "layers.0")
+
+
+def test_nothing_is_measured_of_an_empty_batch_or_of_weights_without_numbers():
+    model = encoder(0.05, layers=2)
+    width = model.layers[0].linear1.in_features
+    for shape in ((0, 5, width), (2, 0, width)):
+        with pytest.raises(ValueError, match="a block got an empty tensor of shape"):
+            measure_identity_path(model, torch.randn(shape))
+    with pytest.raises(ValueError, match="weights on the meta device, which have no numbers"):
+        measure_identity_path(model.to("meta"), torch.randn(2, 5, width, device="meta"))
+
+
+def test_batch_norms_are_no_norms_of_the_stream():
+    report = ln_gain_report(nn.Sequential(nn.BatchNorm1d(4), nn.LayerNorm(4)))
+    assert [one.name for one in report.norms] == ["1"]

@@ -534,3 +534,10 @@ def test_a_wrapped_optimizer_is_looked_through(x, loss_fn):
     plain = update_norm(net, loss_fn, x, sgd)
     wrapped = accelerate.Accelerator(cpu=True).prepare_optimizer(sgd)
     assert update_norm(net, loss_fn, x, wrapped) == plain
+
+
+def test_a_loss_without_a_gradient_cannot_step():
+    model = nn.Linear(3, 3).requires_grad_(False)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="depends on no trainable parameter"):
+        update_norm(model, torch.sum, torch.ones(2, 3), sgd)

@@ -146,6 +146,34 @@ def test_an_empty_folder_a_bad_config_and_a_picture_model_are_refused(app, tmp_p
     refused(run(app, tmp_path, "--init"), "has no vocab_size, so it reads no text")
 
 
+def test_code_of_a_model_folder_is_never_run_nor_offered(app, bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked the user"))
+    config = json.loads((bert / "config.json").read_text())
+    config |= {
+        "model_type": "custom",
+        "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Net"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for options in ((), ("--init",)):
+        refused(run(app, tmp_path, *options), "config not read")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_audit(app, tmp_path, monkeypatch):
+    monkeypatch.setattr("kexue.analysis.subject.load_subject", lambda *a, **k: pytest.fail("ran"))
+    refused(run(app, "tiny", "--out", tmp_path), "is a folder; name a file in it")
+    (tmp_path / "file").touch()
+    refused(run(app, "tiny", "--out", tmp_path / "file" / "x.html"), "is a file, not a folder")
+
+
+def test_numbers_stay_whole_on_a_narrow_screen(app, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(app, "tiny").stdout.splitlines()
+    heading = next(line for line in lines if line.startswith("module"))
+    assert heading.split() == ["module", "×", "std", "/", "LeCun", "E[output²]", "gradient"]
+
+
 def test_texts_that_cannot_be_read_are_refused(app, llama, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" \n")

@@ -4,8 +4,10 @@ import math
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from kexue.lab import Verdict
+from kexue.lab import s07_lookup as lookup
 from kexue.lab.s07_entropy import EXPERIMENT, drift, planted, sphere, verdict
 
 
@@ -55,3 +57,49 @@ def test_the_experiment_runs_and_draws_three_pictures():
     ElementTree.fromstring(f"<div>{finding.figure}</div>")
     assert set(finding.names_zh) == set(finding.numbers)
     assert "nan" not in finding.figure
+
+
+# --- looking up a key
+
+
+def test_the_verdict_about_looking_up_follows_the_curves():
+    plain, better = [99.0, 99.0, 98.0, 95.0, 90.0, 80.0], [99.0, 99.0, 98.5, 96.0, 93.0, 85.0]
+    worse_once = [*better[:2], 97.0, *better[3:]]
+    assert lookup.verdict([plain] * 2, [better] * 2) is Verdict.HOLDS
+    assert lookup.verdict([plain] * 2, [worse_once] * 2) is Verdict.PARTLY
+    assert lookup.verdict([plain] * 3, [better, better, plain]) is Verdict.PARTLY
+    assert lookup.verdict([plain] * 2, [plain] * 2) is Verdict.FAILS
+    unlearnt = [50.0] * 6
+    assert lookup.verdict([plain, unlearnt], [better, better]) is Verdict.FAILS
+
+
+def test_every_query_is_the_noisy_direction_of_one_pair():
+    tokens, values = lookup.draw(3, 32, torch.Generator().manual_seed(0))
+    queries, pairs = tokens[:, :16], tokens[:, 16:]
+    assert (queries[..., -1] == 1).all()
+    assert (pairs[..., -1] == 0).all()
+    assert queries[..., lookup.DIRECTION : -1].abs().max() == 0
+    distances = torch.cdist(queries[..., : lookup.DIRECTION], pairs[..., : lookup.DIRECTION])
+    found = pairs[..., lookup.DIRECTION : -1].argmax(-1).gather(1, distances.argmin(-1))
+    assert (found == values).double().mean() > 0.97
+    assert lookup.nearest(64, seed=0) > 97
+
+
+def test_at_the_trained_length_both_scales_are_the_same():
+    model = lookup.train(seed=0, steps=2)
+    first = lookup.accuracy(model, lookup.TRAINED, seed=0)
+    model.scale_by(None)
+    assert first == lookup.accuracy(model, lookup.TRAINED, seed=0)
+    again = lookup.train(seed=0, steps=2)
+    pairs = zip(model.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_finding_about_looking_up_is_whole(monkeypatch):
+    monkeypatch.setattr(lookup, "train", lambda seed: lookup.Lookup().eval())
+    monkeypatch.setattr(lookup, "TESTED", (16, 64, 128))
+    found = lookup.EXPERIMENT.run()
+    assert found.verdict is Verdict.FAILS  # nothing was learnt
+    assert set(found.names_zh) == set(found.numbers)
+    (svg,) = ElementTree.fromstring(f"<div>{found.figure}</div>")
+    assert sum(one.tag == "path" for one in svg.iter()) == 3

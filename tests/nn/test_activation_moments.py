@@ -119,9 +119,12 @@ def test_the_rescaled_activation_keeps_dtype_and_shows_its_constants():
 
 @pytest.mark.parametrize(
     "phi",
-    [nn.Softmax(-1), lambda x: x.sum(), lambda x: x[..., :1], nn.Dropout(0.5), nn.GLU()],
+    [
+        *(nn.Softmax(-1), nn.Dropout(0.5), nn.RReLU(), nn.GLU(), nn.PReLU(4)),
+        *(lambda x: x.sum(), lambda x: x[..., :1], lambda x: x.float().relu()),
+    ],
 )
-def test_what_is_not_elementwise_is_refused(phi):
+def test_what_is_not_elementwise_in_float64_is_refused(phi):
     with pytest.raises(ValueError, match="element by element"):
         activation_moments(phi)
 
@@ -137,3 +140,31 @@ def test_what_is_not_finite_or_too_rough_or_zero_is_refused():
         gain(lambda x: 0 * x)
     with pytest.raises(ValueError, match="constant"):
         UnitMoment(lambda x: 0 * x + 0.3, centred=True)
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.3, 2.0, 20.0])
+def test_the_moments_are_those_of_an_input_of_any_deviation(std):
+    mean, second = activation_moments(torch.relu, std)
+    assert mean == pytest.approx(std / math.sqrt(2 * math.pi), rel=1e-13)
+    assert second == pytest.approx(std**2 / 2, rel=1e-13)
+    mean, second = activation_moments(torch.exp, min(std, 2.0))
+    assert mean == pytest.approx(math.exp(min(std, 2.0) ** 2 / 2), rel=1e-13)
+
+
+def test_a_narrow_peak_is_found_between_the_first_nodes():
+    width, place = 1e-3, 0.3
+    mean, _ = activation_moments(lambda x: torch.exp(-0.5 * ((x - place) / width) ** 2))
+    spread = 1 + width**2
+    exact = width / math.sqrt(spread) * math.exp(-(place**2) / (2 * spread))
+    assert mean == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("std", [-1.0, math.nan, math.inf])
+def test_a_deviation_that_makes_no_sense_is_refused(std):
+    with pytest.raises(ValueError, match="std must be a number of at least 0"):
+        activation_moments(torch.relu, std)
+
+
+def test_an_activation_that_overflows_has_no_gain():
+    with pytest.raises(ValueError, match="or overflows: a second moment of inf has no gain"):
+        gain(lambda x: 1e200 * x)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch.nn import functional as F
 
 from kexue.nn.attention_scale import log_n_scale, row_counts, scaled_queries
@@ -328,6 +329,7 @@ def test_an_int_and_a_tensor_count_alike():
     [
         ({"n": 4, "head_dim": 8, "base": 1}, "base must be above 1"),
         ({"n": 4, "head_dim": 8, "base": math.nan}, "base must be above 1"),
+        ({"n": 4, "head_dim": 8, "base": math.inf}, "base must be above 1 .* and finite"),
         ({"n": 0, "head_dim": 8}, "n must be at least 1, got 0"),
         ({"n": 4, "head_dim": 0}, "head_dim must be positive"),
         ({"n": 4, "head_dim": 8, "min_len": 0}, "min_len must be at least 1"),
@@ -364,3 +366,32 @@ def test_counts_that_do_not_fit_the_queries_are_refused(shape):
 def test_rows_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         row_counts(q_len=5, k_len=5, **options)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 4, dtype=torch.bool)])
+def test_a_prefix_longer_than_the_keys_shows_all_of_them_and_no_more(mask):
+    n = row_counts(mask, causal=True, q_len=4, k_len=4, prefix=10)
+    assert n.tolist() == [[4, 4, 4, 4]] * len(n)
+    n = row_counts(mask, causal=True, q_len=4, k_len=4, prefix=torch.tensor([3, 10]))
+    assert n.tolist() == [[3, 3, 3, 4], [4, 4, 4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_offset": -1}, "must be at least 0, got q_len=4, k_len=4, cache_offset=-1"),
+        ({"prefix": -1}, "prefix must be at least 0, got -1"),
+    ],
+)
+def test_counts_of_sizes_that_do_not_fit_are_refused(options, message):
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=message):
+        row_counts(mask, causal=True, q_len=4, k_len=4, **options)
+
+
+def test_counts_of_different_batches_are_refused():
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    for other in ({"prefix": torch.tensor([1, 3])}, {"documents": mask[:2].long()}):
+        with pytest.raises((ValueError, TypeCheckError)) as refused:  # the hook may be first
+            row_counts(mask, causal=True, q_len=4, k_len=4, **other)
+        assert "same sequences" in str(refused.value) or isinstance(refused.value, TypeCheckError)

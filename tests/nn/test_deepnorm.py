@@ -310,3 +310,8 @@ def test_scales_come_in_batches_and_from_half_precision():
     W = draw(4, 3, 5, dtype=torch.float32)
     torch.testing.assert_close(matrix_scale(W), torch.stack([matrix_scale(one) for one in W]))
     assert matrix_scale(W.half()).dtype == torch.float32
+
+
+def test_a_matrix_without_entries_has_no_scale():
+    with pytest.raises(ValueError, match=r"empty matrix has no scale, got shape \(0, 3\)"):
+        matrix_scale(torch.empty(0, 3))

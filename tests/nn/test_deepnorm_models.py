@@ -421,3 +421,29 @@ def test_relatives_of_bert_are_known(kind):
     config = getattr(transformers, f"{kind}Config")(**SIZES, embedding_size=32, num_hidden_layers=3)
     model = getattr(transformers, f"{kind}Model")(config)
     assert apply_deepnorm(model) == deepnorm_constants(3)
+
+
+def stack_of_torch():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def test_a_matrix_that_two_blocks_share_is_multiplied_once():
+    model = stack_of_torch()
+    model.layers[1].linear1.weight = model.layers[0].linear1.weight
+    before = model.layers[0].linear1.weight.detach().clone()
+    beta = apply_deepnorm(model)["encoder"].beta
+    torch.testing.assert_close(model.layers[0].linear1.weight.detach(), beta * before)
+
+
+def test_matrices_behind_a_parametrization_are_refused_before_anything_changes():
+    model = stack_of_torch()
+    nn.utils.parametrizations.weight_norm(model.layers[1].linear1)
+    before = model.layers[0].linear1.weight.detach().clone()
+    for init in ("rescale", "xavier"):
+        with pytest.raises(
+            ValueError, match=r"linear1\.weight .* is computed from other parameters"
+        ):
+            apply_deepnorm(model, init=init)
+    assert torch.equal(model.layers[0].linear1.weight, before)
+    assert apply_deepnorm(model, init="keep")["encoder"].alpha > 1

@@ -5,7 +5,6 @@ import torch
 
 from kexue.nn.flash_layer import FlashLayer
 from kexue.nn.gau import GatedAttentionUnit
-from kexue.nn.mixed_chunk import mixed_chunk_attention
 
 pytestmark = [
     pytest.mark.compiled,
@@ -26,8 +25,7 @@ def same_compiled(run, inputs):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, True)])
 def test_a_flash_layer_compiles_to_one_graph(causal, masked):
     torch.manual_seed(0)
     layer = FlashLayer(16, key_size=8, chunk_size=4, causal=causal)
@@ -37,7 +35,7 @@ def test_a_flash_layer_compiles_to_one_graph(causal, masked):
     same_compiled(lambda: layer(x, mask if masked else None), [x, *layer.parameters()])
 
 
-@pytest.mark.parametrize("attention", ["softmax_plus", "relu2_ns", "laplace", "relu2_norm"])
+@pytest.mark.parametrize("attention", ["softmax_plus", "relu2_norm"])
 def test_a_gated_attention_unit_compiles_to_one_graph(attention):
     torch.manual_seed(0)
     layer = GatedAttentionUnit(16, key_size=8, attention=attention, causal=True)
@@ -45,10 +43,3 @@ def test_a_gated_attention_unit_compiles_to_one_graph(attention):
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[1, :3] = False
     same_compiled(lambda: layer(x, mask), [x, *layer.parameters()])
-
-
-def test_mixed_chunk_attention_compiles_to_one_graph():
-    torch.manual_seed(0)
-    maps = [torch.randn(2, 10, 4, requires_grad=True) for _ in range(4)]
-    v = torch.randn(2, 10, 6, requires_grad=True)
-    same_compiled(lambda: mixed_chunk_attention(*maps, v, 4, causal=True), [*maps, v])

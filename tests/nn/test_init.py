@@ -317,3 +317,9 @@ def test_layer_norm_ignores_shift_and_scale_and_rms_norm_the_scale_alone(factor)
     for norm in (layer, rms):
         torch.testing.assert_close(norm(-factor * x), -norm(x), rtol=0, atol=1e-12)
     assert (rms(factor * x + 3) - rms(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("distribution", ["normal", "truncated_normal", "uniform", "orthogonal"])
+def test_whole_numbers_are_refused_by_every_distribution(distribution):
+    with pytest.raises(TypeError, match=r"fills floating tensors, got torch\.int32"):
+        variance_scaling_(torch.zeros(3, 3, dtype=torch.int32), distribution=distribution)

@@ -339,3 +339,22 @@ def test_a_cache_needs_a_causal_layer():
     layer = built(8, 2)
     with pytest.raises(ValueError, match="needs a causal layer"):
         layer(draw(1, 2, 8), cache=layer.new_cache())
+
+
+def test_factors_for_another_number_of_heads_are_refused():
+    layer = LogNAttention(16, 4, scale=SSMaxScale(3))
+    with pytest.raises(ValueError, match="gives factors for 3 heads"):
+        layer(draw(1, 2, 16).float())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_learnt_scale_under_autocast_is_near_the_float32_layer(causal):
+    torch.manual_seed(0)
+    layer, x = LogNAttention(32, 2, causal=causal, scale=SSMaxScale(2)), torch.randn(2, 300, 32)
+    whole = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)
+        half.float().square().sum().backward()
+    torch.testing.assert_close(half.float(), whole, atol=0.02, rtol=0.05)
+    assert layer.scale.slope.grad.abs().min() > 0
+    assert all(one.grad.isfinite().all() for one in layer.parameters())

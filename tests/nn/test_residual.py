@@ -331,3 +331,10 @@ def test_settings_that_make_no_sense_are_refused():
         AlphaRamp(0)
     with pytest.raises(ValueError, match="alpha must be positive and finite, got -1"):
         DeepNorm(4, -1.0)
+
+
+def test_fixup_scales_a_matrix_once_that_several_branches_share():
+    branch = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 4))
+    before = branch[0].weight.clone()
+    fixup_init_([branch, branch, branch])
+    torch.testing.assert_close(branch[0].weight, before / 3**0.5)  # m = 2, L = 3

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kexue.analysis.scales import audit_scales
-from kexue.report.scales_report import grouped, scales_page, short, write_scales_report
+from kexue.report.module_groups import grouped, short
+from kexue.report.scales_report import scales_page, write_scales_report
 
 ABOUT = {"model": "models/bert<b>", "loss": "masked-token cross-entropy", "seed": 0}
 

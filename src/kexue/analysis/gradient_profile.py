@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kexue.analysis.batch import first_tensor
 from kexue.analysis.measured_path import evaluating
-from kexue.analysis.transformer_blocks import Matrix, find_blocks, matrices
+from kexue.analysis.transformer_blocks import Matrix, distinct_blocks, matrices
 
 __all__ = ["GradientProbe", "GradientProfile", "ParameterGradient", "grad_profile"]
 
@@ -136,7 +136,7 @@ class GradientProbe:
                 self._names[parameter] = name
                 hook = parameter.register_post_accumulate_grad_hook(self._reading(name))
                 self._hooks.append(hook)
-        for name, block in find_blocks(self.model):
+        for name, block in distinct_blocks(self.model):
             opening = block.register_forward_pre_hook(self._opening(name), with_kwargs=True)
             self._hooks += [opening, block.register_forward_hook(self._closing)]
         return self

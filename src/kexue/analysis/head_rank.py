@@ -66,7 +66,8 @@ def effective_rank(sigma: Float[Tensor, "*batch s"]) -> Float[Tensor, "*batch"]:
     """
     total = sigma.sum(dim=-1, keepdim=True)
     p = sigma / total.where(total > 0, 1.0)
-    return torch.special.entr(p).sum(dim=-1).exp() * (total.squeeze(-1) > 0)  # (1)
+    entropy: Tensor = torch.special.entr(p).sum(dim=-1)
+    return entropy.exp() * (total.squeeze(-1) > 0)  # (1)
 
 
 def head_rank_report(model: nn.Module, batch: Mapping[str, Tensor]) -> list[HeadRank]:
@@ -154,7 +155,7 @@ def _measured(name: str, maps: Float[Tensor, "B H n m"], mask: Tensor | None) ->
     """The heads of one layer."""
     square = maps.shape[2] == maps.shape[3]
     mask = None if mask is None or mask.shape != (maps.shape[0], maps.shape[3]) else mask.bool()
-    rows = []
+    effective, short, full = [], [], []
     for number, text in enumerate(maps):
         kept = slice(None) if mask is None else mask[number]
         P = _all_visible(text[:, kept][..., kept] if square else text[..., kept])
@@ -163,15 +164,16 @@ def _measured(name: str, maps: Float[Tensor, "B H n m"], mask: Tensor | None) ->
         tiny = torch.finfo(P.dtype).tiny
         sigma = torch.linalg.svdvals(centred_log_attention(P.clamp(min=tiny)))  # (H, s)
         energy = sigma.square().cumsum(dim=-1)
-        short = (energy < SHARE * energy[:, -1:]).sum(dim=-1) + (energy[:, -1] > 0)  # (2)
-        full = min(P.shape[1], P.shape[2] - 1)
-        rows.append((effective_rank(sigma), short.double(), full))
-    if not rows:
+        cut = (energy < SHARE * energy[:, -1:]).sum(dim=-1) + (energy[:, -1] > 0)  # (2)
+        effective.append(effective_rank(sigma))
+        short.append(cut.double())
+        full.append(min(P.shape[1], P.shape[2] - 1))
+    if not full:
         raise ValueError("no text has enough tokens: give texts of three tokens or more")
-    effective, short = (torch.stack([row[i] for row in rows]).mean(dim=0) for i in (0, 1))
-    full = sum(row[2] for row in rows) / len(rows)
+    texts = len(full)
+    ranks, sizes = (torch.stack(one).mean(dim=0) for one in (effective, short))
     return [
-        HeadRank(name, head, float(effective[head]), float(short[head]), full, len(rows))
+        HeadRank(name, head, float(ranks[head]), float(sizes[head]), sum(full) / texts, texts)
         for head in range(maps.shape[1])
     ]
 

@@ -28,9 +28,15 @@ from torch import Tensor, nn
 
 from kexue.analysis.batch import first_tensor, run, visible_rows
 from kexue.analysis.path_weight import IdentityPath
-from kexue.analysis.transformer_blocks import find_blocks, is_norm
+from kexue.analysis.transformer_blocks import distinct_blocks, is_norm
 
 __all__ = ["PathProbe", "evaluating", "mean_square", "measure_identity_path"]
+
+PARTS = {
+    2: ("attention", "feed_forward"),
+    3: ("attention", "cross_attention", "feed_forward"),
+}
+"""Names of the sub-layers by their number; other blocks have one."""
 
 
 def measure_identity_path(model: nn.Module, batch: Any) -> IdentityPath:
@@ -42,7 +48,8 @@ def measure_identity_path(model: nn.Module, batch: Any) -> IdentityPath:
             `attention_mask` of shape (B, L) is left out.
 
     Raises:
-        ValueError: no blocks, or a forward pass in which none of them ran.
+        ValueError: no blocks, a forward pass in which none of them ran, an empty batch, or weights
+            on the meta device.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
@@ -76,7 +83,7 @@ class PathProbe:
 
     def __enter__(self) -> "PathProbe":
         self._hooks = []
-        for name, block in find_blocks(self.model):
+        for name, block in distinct_blocks(self.model):
             seen: list[tuple[Tensor, Tensor]] = []
             start: list[Tensor] = []
             self._hooks.append(block.register_forward_pre_hook(_opening(start), with_kwargs=True))
@@ -108,7 +115,7 @@ class PathProbe:
     ) -> None:
         """(1) for the sub-layers of one call of one block."""
         norm, steps = _sublayers(start, seen, end)
-        parts = ("attention", "feed_forward") if len(steps) == 2 else None
+        parts = PARTS.get(len(steps))
         if not self.stream:
             self.stream.append(mean_square(visible_rows(start, self.batch)))
         for index, (x, y, summed) in enumerate(steps):
@@ -143,6 +150,8 @@ class PathProbe:
 def _opening(start: list[Tensor]) -> Callable[..., None]:
     def open_block(block: nn.Module, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs.get("hidden_states"), kwargs)
+        if x is not None and not x.numel():
+            raise ValueError(f"a block got an empty tensor of shape {tuple(x.shape)}: give tokens")
         start[:] = [] if x is None else [x.detach()]
 
     return open_block
@@ -195,7 +204,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off, every module's own mode restored afterwards.
 
     The fused path of `nn.TransformerEncoder` is off as well: it goes past the modules.
+
+    Raises:
+        ValueError: weights on the meta device.
     """
+    if any(one.is_meta for one in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has weights on the meta device, which have no numbers: load "
+            "them first; identity_path(config) needs none"
+        )
     modes = [(module, module.training) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -22,18 +22,17 @@ x_0 survive 12 blocks instead of 0.2 %. Identity weight is not gradient norm: br
 gradient too (`gradient_profile`).
 
 Symbols: stream x, branch F, power p, second_moment E[phi(√p z)²].   Cost: microseconds.
-Source: article 8747, which argues with (1) and s = 1; (3) to (5) and the suggestion are ours;
-arXiv 1810.04805, 2002.04745. See also: `measured_path`, `analysis.scales`.
+Source: article 8747, which argues with (1) and s = 1; (3) to (5) are ours; arXiv 1810.04805,
+2002.04745. See also: `initializer_range`, the inverse; `measured_path`, `analysis.scales`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,11 +47,9 @@ __all__ = [
     "Stack",
     "identity_path",
     "second_moment",
-    "suggest_initializer_range",
 ]
 
 Attention = Literal["identity", "uniform"]
-Norm = Literal["post", "pre"]
 TRUNCATED = math.sqrt(truncated_moments(-2.0, 2.0)[1])
 """The std of a normal cut at ±2 over the std before the cut: 0.8796."""
 
@@ -122,12 +119,14 @@ def second_moment(activation: str | Callable[[Tensor], Tensor], power: float) ->
         power: p, the variance of what goes in.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a negative power.
 
     Example:
         >>> round(second_moment("gelu", 1.0), 12), round(second_moment("relu", 4.0), 12)
         (0.42522148257, 2.0)
     """
+    if power < 0:
+        raise ValueError(f"power must not be negative, got {power}")
     if isinstance(activation, str):
         known = SAME.get(activation, activation)
         if known not in ACTIVATIONS:
@@ -149,7 +148,9 @@ def identity_path(
 
     Args:
         model_or_config: a `Stack`; a Hugging Face config (its `initializer_range` counts); or a
-            model, a Hugging Face one or `nn.TransformerEncoder`, whose weights are read.
+            model, a Hugging Face one or `nn.TransformerEncoder`, whose weights are read. Of an
+            encoder-decoder the larger stack, usually the decoder with its cross-attention, counts;
+            of its config the encoder.
         attention: "identity" copies each token, an upper bound; "uniform" averages `seq_len`.
         seq_len: n of (4), for "uniform".
         truncated: the std of a Stack or config is that of a normal before its cut at ±2 std.
@@ -205,71 +206,19 @@ def _of_stack(stack: Stack, scale: float, tokens: int) -> list[float]:
 
 def _of_model(model: nn.Module, tokens: int) -> tuple[str, tuple[str, ...], list[float]]:
     names, variances, phi = list[str](), list[float](), activation_of(model)
-    for name, block in find_blocks(model):
+    blocks = find_blocks(model)
+    for name, block in blocks:
         m = branch_matrices(model, name, block)
         attended = m["value"].power * m["output"].power / tokens  # (4)
+        crossed = []
+        if "cross_value" in m:
+            crossed = [m["cross_value"].power * m["cross_output"].power / tokens]  # (4)
         if "gate" in m:
             fed = m["down"].power * second_moment(phi, m["gate"].power) * m["up"].power  # (5)
         else:
             fed = m["down"].power * second_moment(phi, m["up"].power)  # (5)
-        names += [f"{name}.attention", f"{name}.feed_forward"]
-        variances += [attended, fed]
-    times = times_run(model, len(names) // 2)
+        parts = ("attention", "cross_attention", "feed_forward")
+        names += [f"{name}.{part}" for part in (parts if crossed else parts[::2])]
+        variances += [attended, *crossed, fed]
+    times = times_run(model, len(blocks))
     return norm_of(model), tuple(names) * times, variances * times
-
-
-def suggest_initializer_range(
-    d_model: int,
-    d_ff: int,
-    n_layers: int,
-    norm: Norm = "post",
-    target: float = 0.4,
-    truncated: bool = True,
-    *,
-    attention: Attention = "identity",
-    seq_len: int | None = None,
-    activation: str | Callable[[Tensor], Tensor] = "gelu",
-    gated: bool = False,
-) -> float:
-    """The std at which `target` of the identity path is left; the inverse of `identity_path`.
-
-    Args:
-        d_model: width.
-        d_ff: inner width of the feed-forward layers.
-        n_layers: blocks, of two sub-layers each.
-        norm: "post": the weight of x_0; "pre", where that is 1: its share after the final norm.
-        target: what is to be left, between 0 and 1. BERT base as published keeps 0.466.
-        truncated: the std is meant for a normal that is cut at ±2 std afterwards.
-        attention: as in `identity_path`.
-        seq_len: as in `identity_path`.
-        activation: of the feed-forward layers.
-        gated: feed-forward layers with a gate.
-
-    Raises:
-        ValueError: a target outside (0, 1), or sizes below 1.
-
-    Example:
-        >>> round(suggest_initializer_range(768, 3072, 12, target=0.466409806), 6)
-        0.02
-    """
-    if not 0 < target < 1:
-        raise ValueError(f"target must lie between 0 and 1, got {target}")
-
-    def left(log_std: float) -> float:
-        stack = Stack(d_model, d_ff, n_layers, math.exp(log_std), norm, activation, gated)
-        path = identity_path(stack, attention, seq_len, truncated=truncated)
-        grown = -0.5 * math.log(path.stream[-1])  # a product would underflow on the way
-        return grown + sum(map(math.log, path.per_sublayer)) - math.log(target)
-
-    low, high = _bracket(left)
-    return math.exp(brentq(left, low, high, xtol=1e-15, rtol=1e-15))
-
-
-def _bracket(left: Callable[[float], float]) -> Sequence[float]:
-    """An interval of log std with the target inside; the weight falls from 1 to 0."""
-    low, high = math.log(1e-3), math.log(1.0)
-    while left(low) <= 0:
-        low -= 2
-    while left(high) >= 0:
-        high += 2
-    return low, high

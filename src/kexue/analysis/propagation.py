@@ -3,8 +3,8 @@
 BERT's odd choices (post-norm, std 0.02, warm-up, a Dense + LayerNorm before the MLM softmax) seen
 through one number: how much of the identity path survives the stack at initialisation.
 
-    identity_path               by formula, from a config or from weights      identity_path
-    suggest_initializer_range   the std for a wanted identity weight           identity_path
+    identity_path               by formula, from a config or from weights      path_weight
+    suggest_initializer_range   the std for a wanted identity weight           initializer_range
     measure_identity_path       in a forward pass                              measured_path
     grad_profile                gradient and Adam update against depth         gradient_profile
     ln_gain_report              gains of the norms, std of the tied logits     norm_gains
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kexue.analysis.gradient_profile import GradientProfile, grad_profile
+from kexue.analysis.initializer_range import suggest_initializer_range
 from kexue.analysis.measured_path import measure_identity_path
 from kexue.analysis.norm_gains import GainReport, NormGain, ln_gain_report, tied_logit_std
 from kexue.analysis.path_weight import (
@@ -34,7 +35,6 @@ from kexue.analysis.path_weight import (
     Stack,
     identity_path,
     second_moment,
-    suggest_initializer_range,
 )
 from kexue.optim.schedule import PiecewiseLinear, constant_with_warmup
 

@@ -25,7 +25,8 @@ from typing import Any
 from torch import nn
 
 from kexue.analysis.gradient_profile import GradientProfile
-from kexue.analysis.path_weight import TRUNCATED, IdentityPath, suggest_initializer_range
+from kexue.analysis.initializer_range import suggest_initializer_range
+from kexue.analysis.path_weight import TRUNCATED, IdentityPath
 from kexue.analysis.stack import activation_of, times_run
 from kexue.analysis.transformer_blocks import DOWN, OUTPUT, branch_matrices, find_blocks
 

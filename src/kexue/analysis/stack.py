@@ -4,6 +4,7 @@ Fields of Hugging Face configs go by many names; what is not found, or whose arr
 not known, is refused with the way out: give a `Stack`, or the model itself.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,8 +69,8 @@ class Stack:
         for name in ("width", "feed_forward", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.std < 0:
-            raise ValueError(f"std must not be negative, got {self.std}")
+        if not 0 <= self.std < math.inf:
+            raise ValueError(f"std must be finite and at least 0, got {self.std}")
         if self.norm not in ("post", "pre"):
             raise ValueError(f'norm must be "post" or "pre", got {self.norm!r}')
 
@@ -102,7 +103,7 @@ def stack_of(config: Any) -> Stack:
     return Stack(
         width=found["width"],
         feed_forward=found["feed_forward"],
-        layers=found["layers"],
+        layers=found["layers"] * _inner(config),
         std=std,
         norm=_arrangement(config),
         activation=_activation_name(found["activation"]),
@@ -133,7 +134,7 @@ def norm_of(model: nn.Module) -> Literal["post", "pre"]:
         ValueError: not known.
     """
     block = find_blocks(model)[0][1]
-    if isinstance(block, nn.TransformerEncoderLayer):
+    if isinstance(block, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         return "pre" if block.norm_first else "post"
     config = getattr(model, "config", None)
     if config is None:
@@ -147,7 +148,7 @@ def norm_of(model: nn.Module) -> Literal["post", "pre"]:
 def activation_of(model: nn.Module) -> str | Callable[[Tensor], Tensor]:
     """The activation of a model's feed-forward layers."""
     block = find_blocks(model)[0][1]
-    if isinstance(block, nn.TransformerEncoderLayer):
+    if isinstance(block, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         found: Callable[[Tensor], Tensor] = block.activation
         return found
     return _activation_name(_first(getattr(model, "config", None), FIELDS["activation"]))
@@ -155,12 +156,18 @@ def activation_of(model: nn.Module) -> str | Callable[[Tensor], Tensor]:
 
 def times_run(model: nn.Module, blocks: int) -> int:
     """How often the list of blocks is run through: ALBERT shares one among all its layers."""
-    layers = _first(getattr(model, "config", None), FIELDS["layers"]) or blocks
+    config = getattr(model, "config", None)
+    layers = (_first(config, FIELDS["layers"]) or blocks) * _inner(config)
     return layers // blocks if layers % blocks == 0 else 1
 
 
 def _activation_name(value: Any) -> str:
     return "gelu" if value is None else str(value).removeprefix("gated-")
+
+
+def _inner(config: Any) -> int:
+    """How many blocks ALBERT runs per layer of its config."""
+    return getattr(config, "inner_group_num", None) or 1
 
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:

@@ -19,6 +19,7 @@ from kexue.nn import weight_roles
 __all__ = [
     "Matrix",
     "branch_matrices",
+    "distinct_blocks",
     "find_blocks",
     "is_norm",
     "matrices",
@@ -30,6 +31,8 @@ OUTPUT = {"dense", "out_proj", "o_proj", "c_proj", "out_lin", "wo", "o"}
 GATE = {"gate_proj", "wi_0"}
 UP = {"up_proj", "wi_1", "wi", "c_fc", "fc1", "lin1", "linear1", "dense_h_to_4h", "ffn"}
 DOWN = {"down_proj", "wo", "c_proj", "fc2", "lin2", "linear2", "dense_4h_to_h", "ffn_output"}
+CROSS = re.compile("cross|encdec|encoder_att|multihead_attn")
+"""In the name of an attention to another stack: BERT's, T5's, BART's, torch's."""
 PER_HEAD = {"bloom", "gpt_neox"}
 """Families that pack query, key and value head by head."""
 
@@ -77,8 +80,20 @@ def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return best[1]
 
 
+def distinct_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """`find_blocks`, where a block that stands in several places is listed once, for hooks.
+
+    Raises:
+        ValueError: as in `find_blocks`.
+    """
+    first: dict[nn.Module, str] = {}
+    for name, block in find_blocks(model):
+        first.setdefault(block, name)
+    return [(name, block) for block, name in first.items()]
+
+
 def is_norm(name: str, module: nn.Module) -> bool:
-    """Whether this is a norm of the stream: not one of queries or keys, nor a container.
+    """Whether this is a norm of the stream: none of queries, keys or batches, and no container.
 
     An `nn.Identity` called a norm counts: ModernBERT puts one before its first attention.
     """
@@ -88,6 +103,8 @@ def is_norm(name: str, module: nn.Module) -> bool:
     ):
         return False
     kind = type(module).__name__.lower()
+    if "batchnorm" in kind or "instancenorm" in kind:
+        return False
     return "norm" in kind or (isinstance(module, nn.Identity) and "norm" in last)
 
 
@@ -146,7 +163,9 @@ def _gated_wi(config: Any) -> bool:
 
 
 def branch_matrices(model: nn.Module, name: str, block: nn.Module) -> dict[str, Matrix]:
-    """The matrices of a block's two branches: value, output, up, down, and gate where there is one.
+    """The matrices of a block's branches: value, output, up, down, and gate where there is one.
+
+    Cross-attention, the third branch of some decoders, has `cross_value` and `cross_output`.
 
     Raises:
         ValueError: one is missing or has a name that is not known.
@@ -155,15 +174,16 @@ def branch_matrices(model: nn.Module, name: str, block: nn.Module) -> dict[str, 
     for path, module in block.named_modules():
         last, lower = path.rpartition(".")[2].lower(), path.lower()
         held = matrices(model, path, module)
-        if not held or "cross" in lower:
+        if not held:
             continue
         attention = "att" in lower and not lower.startswith("output")
+        cross = "cross_" if CROSS.search(lower) else ""
         if isinstance(module, nn.MultiheadAttention) or (attention and last in PACKED):
-            found["value"] = held[-1]
+            found[f"{cross}value"] = held[-1]
         elif attention and last in VALUE:
-            found["value"] = held[0]
+            found[f"{cross}value"] = held[0]
         elif attention and last in OUTPUT:
-            found["output"] = held[0]
+            found[f"{cross}output"] = held[0]
         elif len(held) == 2:
             found["gate"], found["up"] = held
         elif last in GATE:

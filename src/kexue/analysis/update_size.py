@@ -204,7 +204,7 @@ def update_norm(
 
     Raises:
         TypeError: F is not a floating tensor, or the optimizer is none.
-        ValueError: F has no element, or the loss is not a scalar.
+        ValueError: F has no element, the loss is not a scalar or has no gradient.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -233,6 +233,8 @@ def update_norm(
         with noise.replay():
             returned = model(*args, **kwargs)
         before, loss = measured(returned), _scalar(loss_fn(returned))
+        if not loss.requires_grad:
+            raise ValueError("the loss depends on no trainable parameter, so nothing can step")
 
         def again() -> Tensor:
             inner.zero_grad()

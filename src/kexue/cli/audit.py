@@ -101,7 +101,7 @@ def _print(found: "ScaleAudit", plain: Mapping[str, Any], about: Mapping[str, An
     from rich.table import Table
     from rich.text import Text
 
-    from kexue.report.scales_report import grouped, short
+    from kexue.report.module_groups import grouped, short
 
     screen = console()
     share, ratio = short(plain["path"]["share"]), short(plain["gradients"]["ratio"])

@@ -35,7 +35,7 @@ DESIGNS: dict[str, tuple[Label, Callable[[], nn.Module]]] = {
     "pre-norm": (("pre-norm", "前置归一化"), lambda: PreNorm(WIDTH)),
     "ReZero": ("ReZero", ReZero),
     "LayerScale": ("LayerScale", lambda: LayerScale(WIDTH, init=1e-4)),
-    "alpha ramp": (("alpha ramp", "α 线性升温"), lambda: AlphaRamp(STEPS)),
+    "alpha ramp": (("alpha ramp", "α 线性爬升"), lambda: AlphaRamp(STEPS)),
 }
 
 
@@ -200,7 +200,7 @@ def finding(runs: Mapping[str, Run]) -> Finding:
         f"{yes[trains]}. The ramp is best: {yes[ramp]}; the lowest loss is that of {best}. "
         f"One seed; {STEPS} steps make a steep ramp.",
         f"初始尺度：{ja[start]}。不用预热，除后置归一化外都能学会：{ja[trains]}。"
-        f"线性升温最好：{ja[ramp]}，损失最低的是 {best}。只有一个种子；{STEPS} 步的升温很陡。",
+        f"线性爬升最好：{ja[ramp]}，损失最低的是 {best}。只有一个种子；{STEPS} 步的爬升很陡。",
     )
     return Finding(numbers, _picture(runs), judged, *comment, names_zh)
 
@@ -247,10 +247,10 @@ EXPERIMENT = Experiment(
         "train, and the ramp is best."
     ),
     claim_zh=(
-        "后置归一化的主干始终是 1 而 x_0 几何式衰减，前置归一化线性增长，ReZero 和 α 升温从恒等"
-        "开始；不用预热时后置归一化训练不动，α 升温最好。"
+        "后置归一化的主干始终是 1 而 x_0 几何式衰减，前置归一化线性增长，ReZero 和 α 爬升从恒等"
+        "开始；不用预热时后置归一化训练不动，α 爬升最好。"
     ),
     published="Article 8620: the ramp worked best in its author's runs; no numbers",
-    published_zh="文章 8620：作者的实验里线性升温最好；没有数字",
+    published_zh="文章 8620：作者的实验里线性爬升最好；没有数字",
     measure=measure,
 )

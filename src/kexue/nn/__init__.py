@@ -16,6 +16,11 @@ from kexue.nn.dropout import BitDropout, bit_dropout
 from kexue.nn.fan_average import ChainReport, chain_report, gains, singular_range
 from kexue.nn.fans import fan_in_out
 from kexue.nn.favor_attention import FavorState
+from kexue.nn.flash_cache import FlashCache
+from kexue.nn.flash_layer import FlashLayer
+from kexue.nn.gau import GatedAttentionUnit
+from kexue.nn.gau_attention import AttentionMap, gau_weights
+from kexue.nn.gau_cache import GAUCache
 from kexue.nn.global_pointer import (
     GlobalPointer,
     SpanPointer,
@@ -28,6 +33,7 @@ from kexue.nn.init_report import InitReport
 from kexue.nn.key_value_cache import KeyValueCache
 from kexue.nn.linear_attention import LinearState
 from kexue.nn.log_n_attention import LogNAttention
+from kexue.nn.mixed_chunk import mixed_chunk_attention
 from kexue.nn.ntk_linear import NTKLinear
 from kexue.nn.performer import PerformerAttention, PerformerCache
 from kexue.nn.random_features import favor_features, orthogonal_gaussian
@@ -53,11 +59,16 @@ from kexue.nn.vq_layer import TransformerVQLayer, commitment_loss
 __all__ = [
     "RULES",
     "AlphaRamp",
+    "AttentionMap",
     "BitDropout",
     "ChainReport",
     "ChoiceHead",
     "DeepNorm",
     "FavorState",
+    "FlashCache",
+    "FlashLayer",
+    "GAUCache",
+    "GatedAttentionUnit",
     "GlobalPointer",
     "InitReport",
     "KeyValueCache",
@@ -97,12 +108,14 @@ __all__ = [
     "fixup_init_",
     "gain",
     "gains",
+    "gau_weights",
     "he_normal_",
     "kmeans_codebook",
     "lecun_normal_",
     "log_n_scale",
     "masked_softmax",
     "matrix_scale",
+    "mixed_chunk_attention",
     "nearest_code",
     "orthogonal_gaussian",
     "pool",

@@ -98,7 +98,10 @@ def gain(fn: Activation) -> float:
     """
     second = activation_moments(fn)[1]
     if not 0 < second < math.inf:
-        raise ValueError(f"no gain brings a second moment of {second} back to 1")
+        raise ValueError(
+            f"the activation is zero for every input, or overflows: a second moment of {second} "
+            "has no gain"
+        )
     return 1 / math.sqrt(second)  # (2)
 
 

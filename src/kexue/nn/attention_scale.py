@@ -205,7 +205,7 @@ def _edges(documents: Int[Tensor, "B K"]) -> tuple[Int[Tensor, "B K"], Int[Tenso
 
 def _check_scale(n: int | Tensor, base: float | int, min_len: int) -> None:
     if not 1 < base < math.inf:
-        raise ValueError(f"base must be finite and above 1 (the log of 1 is 0), got {base}")
+        raise ValueError(f"base must be above 1 (the log of 1 is 0) and finite, got {base}")
     if min_len < 1:
         raise ValueError(f"min_len must be at least 1, got {min_len}")
     if isinstance(n, int) and n < 1:

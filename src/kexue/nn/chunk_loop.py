@@ -11,10 +11,11 @@ and, with the gradients D of V̂ and T of S, T_(g-1) = T_g + Q^lin_g^T D_g / N_g
     dP = 2 scale R ⊙ (D V^T),   dQ = dP K,   dK = dP^T Q                                        (4)
     dV = (R²)^T D + K^lin T,   dQ^lin = D S^T / N,   dK^lin = V T^T                             (5)
 
-A chunk fits the cache of a core, so its activation, attention and gate are done while it is there,
-and no activation is ever written out. In lower triangles, only tiles that reach the diagonal are
-multiplied. Kept for the backward: the inputs, V̂ where gated, and the states S: storing these costs
-a tenth of the memory, summing them up a second time a fortieth of the time.
+A chunk fits the cache of a core: its activation, attention and gate are done while it is there, and
+no activation is ever written out. In lower triangles, only tiles that reach the diagonal are
+multiplied. Kept for the backward: the inputs, V̂ where gated, and the states S. Storing S costs
+s e / c numbers per token, 768 at the paper's sizes beside 6,272 for inputs, V̂ and O; summing it up
+again would cost an eleventh product of a chunk beside ten.
 
 Symbols: roots R, states S, inverse 1/N.   Axes: B batch, L tokens, s key size, e value size.
 Cost: O(L c (s + e) + L s e); memory O(L (s + e) + (L / c) s e). States and R: float32 or better.
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 
 __all__ = ["ChunkLoop", "add_product", "chunk_spans", "local_roots"]
 
+_silu_backward = torch.ops.aten.silu_backward.grad_input
 TILE = 64
 """Rows of a lower triangle that are multiplied at once."""
 
@@ -91,22 +93,28 @@ class ChunkLoop(torch.autograd.Function):
         attended = torch.empty_like(output) if gated else x.new_empty(0)
         sizes = (len(spans) if causal else 1, len(x), q.shape[2], width)
         states = x.new_zeros(sizes, dtype=torch.promote_types(x.dtype, torch.float32))
+
+        def across_and_gate(g: int, span: slice) -> None:
+            here = (attended if gated else output)[:, span]
+            if g or not causal:
+                mean = _mean_state(states, inverse, g, causal).to(x.dtype)
+                here.baddbmm_(q_lin[:, span], mean)  # (1)
+            if gated:
+                torch.mul(_gate(x, span), here, out=output[:, span])  # (3)
+
         with torch.autocast(x.device.type, enabled=False):
-            for span in [] if causal else spans:
-                add_product(states[0], k_lin[:, span].mT, _value(x, keep, span, gated))  # (2)
             for g, span in enumerate(spans):
                 v = _value(x, keep, span, gated)
-                here = attended[:, span] if gated else output[:, span]
-                roots = local_roots(q[:, span], k[:, span], scale, causal)
-                _lower_times(roots.square_().to(v.dtype), v, causal, out=here)
-                if g or not causal:
-                    mean = _mean_state(states, inverse, g, causal).to(v.dtype)
-                    here.baddbmm_(q_lin[:, span], mean)  # (1)
+                weights = local_roots(q[:, span], k[:, span], scale, causal).square_().to(v.dtype)
+                _lower_times(weights, v, causal, out=(attended if gated else output)[:, span])
+                if causal:
+                    across_and_gate(g, span)
                 if causal and g + 1 < len(spans):
                     states[g + 1] = states[g]
-                    add_product(states[g + 1], k_lin[:, span].mT, v)  # (2)
-                if gated:
-                    torch.mul(_gate(x, span), here, out=output[:, span])  # (3)
+                if not causal or g + 1 < len(spans):
+                    add_product(states[g + 1 if causal else 0], k_lin[:, span].mT, v)  # (2)
+            for g, span in [] if causal else list(enumerate(spans)):
+                across_and_gate(g, span)
         return output, attended, states
 
     @staticmethod
@@ -132,13 +140,25 @@ class ChunkLoop(torch.autograd.Function):
         dq, dk, dx = (torch.empty_like(one) for one in (q, k, x))
         dq_lin, dk_lin = torch.zeros_like(q_lin), torch.zeros_like(k_lin)
         t = torch.zeros_like(states[0])  # (B, s, e)
+        d_value = dx.chunk(2, dim=-1)[1] if gated else dx
+
+        def through_gate(span: slice) -> Tensor:
+            """D of the chunk, and the gradient of X^u into its place."""
+            if not gated:
+                return d_output[:, span]
+            gate, into = (one[:, span].chunk(2, dim=-1)[0] for one in (x, dx))
+            _silu_backward(d_output[:, span] * attended[:, span], gate, grad_input=into)
+            return d_output[:, span] * _gate(x, span)
+
         with torch.autocast(x.device.type, enabled=False):
             for g, span in [] if causal else spans:
-                d = d_output[:, span] * _gate(x, span) if gated else d_output[:, span]
+                d = through_gate(span)
+                if gated:
+                    d_value[:, span] = d  # waits there until the next loop reads it
                 add_product(t, _share(q_lin, inverse, g, span).mT, d)
             for g, span in reversed(spans):
                 v = _value(x, keep, span, gated)
-                d = d_output[:, span] * _gate(x, span) if gated else d_output[:, span]
+                d = through_gate(span) if causal or not gated else d_value[:, span]
                 roots = local_roots(q[:, span], k[:, span], ctx.scale, causal)
                 slope = _lower_outer(d, v, causal).to(roots.dtype).mul_(roots)
                 dp = slope.mul_(2 * ctx.scale).to(v.dtype)  # (4)
@@ -157,12 +177,11 @@ class ChunkLoop(torch.autograd.Function):
                     add_product(t, _share(q_lin, inverse, g, span).mT, d)
                 if keep is not None:
                     dv.mul_(keep[:, span])
-                if u is None:
-                    dx[:, span] = dv
+                if gated:
+                    before = x[:, span].chunk(2, dim=-1)[1]
+                    _silu_backward(dv, before, grad_input=d_value[:, span])
                 else:
-                    _through_silu(
-                        x[:, span], d_output[:, span] * attended[:, span], dv, dx[:, span]
-                    )
+                    dx[:, span] = dv
         return dq, dk, dq_lin, dk_lin, dx, None, None, None, None, None, None
 
 
@@ -175,13 +194,6 @@ def _value(x: Tensor, keep: Tensor | None, span: slice, gated: bool) -> Tensor:
     """The values of a chunk, silu(X^v) where gated; zero at masked keys."""
     v = F.silu(x[:, span].chunk(2, dim=-1)[1]) if gated else x[:, span]
     return v if keep is None else v * keep[:, span]
-
-
-def _through_silu(x: Tensor, du: Tensor, dv: Tensor, out: Tensor) -> None:
-    """The gradients of gate and value before their activation, into `out`."""
-    backward = torch.ops.aten.silu_backward.grad_input
-    for part, d, into in zip(x.chunk(2, -1), (du, dv), out.chunk(2, -1), strict=True):
-        backward(d, part, grad_input=into)
 
 
 def _mean_state(states: Tensor, inverse: Tensor, g: int, causal: bool) -> Tensor:

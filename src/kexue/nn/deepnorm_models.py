@@ -72,7 +72,8 @@ def apply_deepnorm(
 
     Raises:
         ValueError: no known post-norm block, as in GPT-2, LLaMA, T5 and other pre-norm models; a
-            model that is rewired already; constants without one of the stacks; an unknown init.
+            model that is rewired already; a matrix behind `torch.nn.utils.parametrize`, unless
+            kept; constants without one of the stacks; an unknown init.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -94,12 +95,15 @@ def apply_deepnorm(
     constants = _constants(blocks) if constants is None else constants
     if missing := {block.layout.role for block in blocks} - set(constants):
         raise ValueError(f"constants lacks the {' and the '.join(sorted(missing))}: {constants}")
+    scaled: set[tuple[int, int | None]] = set()
+    if init != "keep":
+        _require_parameters(blocks)
     for block in blocks:
         alpha, beta = constants[block.layout.role]
         for end, norm in block.sublayers():
             end.register_forward_hook(BranchScale(alpha))  # (1)
             _divide_eps(norm, alpha**2)  # (1)
-        _start(block, beta, init, generator)  # (2)
+        _start(block, beta, init, generator, scaled)  # (2)
     for one in model.modules():
         if isinstance(one, nn.TransformerEncoder):
             one.use_nested_tensor = False  # which only torch's fused block can read
@@ -122,13 +126,34 @@ def _divide_eps(norm: nn.Module, divisor: float) -> None:
     setattr(norm, name, eps / divisor)
 
 
+def _require_parameters(blocks: list[PostNormBlock]) -> None:
+    """Matrices that are computed from others (parametrizations, merged adapters) have no start."""
+    for block in blocks:
+        for part in (*block.layout.scaled, *block.layout.query_key):
+            owner = block.module.get_submodule(part.path)
+            if part.name not in owner._parameters:
+                raise ValueError(
+                    f"{part.path}.{part.name} of a {type(block.module).__name__} is computed from "
+                    'other parameters: call apply_deepnorm before, or use init="keep"'
+                )
+
+
 @torch.no_grad()
 def _start(
-    block: PostNormBlock, beta: float, init: Init, generator: torch.Generator | None
+    block: PostNormBlock,
+    beta: float,
+    init: Init,
+    generator: torch.Generator | None,
+    scaled: set[tuple[int, int | None]],
 ) -> None:
+    """(2) for one block; `scaled` holds what earlier blocks, which may share it, have scaled."""
     if init == "rescale":
         for part in block.layout.scaled:
-            block.matrix(part).mul_(beta)  # (2)
+            owner = block.module.get_submodule(part.path)
+            key = id(owner._parameters[part.name]), part.third
+            if key not in scaled:
+                scaled.add(key)
+                block.matrix(part).mul_(beta)  # (2)
     elif init == "xavier":
         for parts, gain in ((block.layout.query_key, 1.0), (block.layout.scaled, beta)):
             for part in parts:

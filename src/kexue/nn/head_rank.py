@@ -78,7 +78,9 @@ def required_key_size(
     if tol is None:
         tol = max(centred.shape[-2:]) * torch.finfo(P.dtype).eps
     sigma = torch.linalg.svdvals(centred)  # (*batch, min(n, m))
-    return (sigma > tol * sigma.amax(dim=-1, keepdim=True).clamp(min=1)).sum(dim=-1)  # (2)
+    least = tol * sigma.amax(dim=-1, keepdim=True).clamp(min=1)
+    size: Tensor = (sigma > least).sum(dim=-1)  # (2)
+    return size
 
 
 def low_rank_attention(P: Float[Tensor, "*batch n m"], r: int) -> Float[Tensor, "*batch n m"]:
@@ -101,5 +103,5 @@ def low_rank_attention(P: Float[Tensor, "*batch n m"], r: int) -> Float[Tensor, 
     if r < 0:
         raise ValueError(f"r must not be negative, got {r}")
     left, sigma, right = torch.linalg.svd(centred_log_attention(P), full_matrices=False)
-    logits = (left[..., :r] * sigma[..., None, :r]) @ right[..., :r, :]
+    logits: Tensor = (left[..., :r] * sigma[..., None, :r]) @ right[..., :r, :]
     return logits.softmax(dim=-1).to(P.dtype)  # (3)

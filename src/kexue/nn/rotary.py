@@ -91,6 +91,10 @@ def apply_rotary(
         positions = torch.arange(x.shape[-2], device=x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     angles = rotary_angles(positions, x.shape[-1], base, dtype=dtype)  # (..., L, d/2)
+    if not torch.compiler.is_compiling():  # a pair is a complex number: a third of the time
+        pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles))  # (2)
+        return turned.flatten(-2).to(x.dtype)
     cos, sin = angles.cos(), angles.sin()
     even, odd = x[..., 0::2].to(dtype), x[..., 1::2].to(dtype)  # (..., L, d/2)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)  # (2)

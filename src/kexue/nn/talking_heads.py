@@ -138,7 +138,8 @@ def _attended(
     weights = _weights(q, k, logit_mixing, bias, seen)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return _mixed(weights, weight_mixing).to(v.dtype) @ v  # (4), (5)
+    heads: Tensor = _mixed(weights, weight_mixing).to(v.dtype) @ v  # (4), (5)
+    return heads
 
 
 def _weights(
@@ -165,7 +166,8 @@ def _mixed(maps: Float[Tensor, "B I R K"], mixing: Mixing | None) -> Float[Tenso
     if mixing.ndim == 2:
         flat = torch.bmm(mixing.expand(len(maps), -1, -1), maps.flatten(2))  # (B, O, R K)
         return flat.unflatten(2, maps.shape[2:])
-    return (mixing @ maps.transpose(1, 2)).transpose(1, 2)
+    by_row: Tensor = mixing @ maps.transpose(1, 2)  # (B, R, O, K)
+    return by_row.transpose(1, 2)
 
 
 def _bias(

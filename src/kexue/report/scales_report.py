@@ -7,14 +7,13 @@ knows no model. Numbers that were not finite arrive as text and are shown as suc
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kexue.data.files import atomic_write_text
 from kexue.report.charts import Series, line_chart
+from kexue.report.module_groups import grouped, short
 from kexue.report.page import (
     Html,
     badge,
@@ -33,7 +32,7 @@ from kexue.report.page import (
     tag,
 )
 
-__all__ = ["Group", "grouped", "scales_page", "short", "write_scales_report"]
+__all__ = ["scales_page", "write_scales_report"]
 
 LEVELS = {
     "bad": ("bad", "broken", "有错"),
@@ -47,73 +46,6 @@ LOSSES = {
     "next-token cross-entropy": "预测下一个词的交叉熵",
     "the mean of the output under random signs": "输出按随机正负号取的平均",
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """Modules that differ in the number of their block alone: cells ready to show."""
-
-    name: str
-    count: int
-    std: str
-    ratio: str
-    input: str
-    output: str
-    gradient: str
-    gain: str
-
-    @property
-    def cells(self) -> list[str]:
-        """In the order of the columns."""
-        values = [self.std, self.ratio, self.gain, self.input, self.output, self.gradient]
-        return [self.name, str(self.count), *values]
-
-
-def grouped(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """One line per role in a block, in the model's order; a range from the first to the last."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(re.sub(r"\.\d+\.", ".*.", f".{row['name']}")[1:], []).append(row)
-
-    def span(group: list[Mapping[str, Any]], key: str, spread: bool = False) -> str:
-        values = [row[key] for row in group if row.get(key) is not None]
-        numbers = [value for value in values if not isinstance(value, str)]
-        if spread and len(numbers) == len(values):
-            values = sorted(numbers)
-        if len(numbers) == len(values) > 1 and max(numbers) <= 1.05 * min(numbers):
-            values = [sum(numbers) / len(numbers)]
-        ends = [short(value, 3 if len(values) < 2 else 2) for value in (values[:1] + values[-1:])]
-        return (" – " if spread else " → ").join(dict.fromkeys(ends)) or "—"
-
-    return [
-        Group(
-            name=name,
-            count=len(group),
-            std=span(group, "std", spread=True),
-            ratio=span(group, "ratio", spread=True),
-            input=span(group, "input"),
-            output=span(group, "output"),
-            gradient=span(group, "gradient"),
-            gain=span(group, "gain", spread=True),
-        )
-        for name, group in groups.items()
-    ]
-
-
-def short(value: float | int | str | None, digits: int = 3) -> str:
-    """A few significant digits; a dash for what is missing, text as it is.
-
-    Example:
-        >>> short(0.123456), short(4.2e-5), short(12345.0), short(None), short("nan")
-        ('0.123', '4.2e-5', '1.2e4', '—', 'nan')
-    """
-    if value is None:
-        return "—"
-    if isinstance(value, str):
-        return value
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
-    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def write_scales_report(path: Path, audit: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
