@@ -9,7 +9,9 @@ from kexue.nn.flash_layer import FlashLayer
 from kexue.nn.gau import GatedAttentionUnit
 from kexue.nn.log_n_attention import LogNAttention
 from kexue.nn.performer import PerformerAttention
+from kexue.nn.talking_heads_attention import TalkingHeadsAttention
 from kexue.nn.vq_layer import TransformerVQLayer
+from kexue.nn.wide_key import WideKeyAttention
 
 __all__ = ["CAUSAL", "LAYERS", "WIDTH", "layer_of", "tokens"]
 
@@ -30,6 +32,8 @@ LAYERS: dict[str, Make] = {
     "performer": lambda causal: PerformerAttention(
         WIDTH, 2, num_features=12, causal=causal, rope=True, chunk=4, seed=0
     ),
+    "talking heads": lambda causal: TalkingHeadsAttention(WIDTH, 2, causal=causal),
+    "wide key": lambda causal: WideKeyAttention(WIDTH, 4, key_size=8, causal=causal),
     "vq": lambda causal: TransformerVQLayer(WIDTH, num_codes=6, head_dim=8, block=4, causal=causal),
 }
 """Name → a function of `causal` that makes the layer."""

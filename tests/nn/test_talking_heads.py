@@ -237,12 +237,12 @@ def test_logits_of_a_mixed_head_have_the_rank_of_all_heads_together():
 
 
 def test_dropped_weights_are_zeros_of_the_softmax_and_the_mean_is_kept():
-    q, k, v = draw(3, 1, 2, 40, 4)
+    q, k, v = draw(3, 1, 2, 20, 4)
     P_w = torch.tensor([[1.0, 1.0], [-1.0, 0.0]], dtype=F64)
     torch.manual_seed(0)
-    runs = [talking_heads(q, k, v, None, P_w, dropout=0.3, block=7) for _ in range(3000)]
+    runs = [talking_heads(q, k, v, None, P_w, dropout=0.3, block=7) for _ in range(600)]
     mean = torch.stack(runs).mean(0)
-    error = torch.stack(runs).std(0) / 3000**0.5
+    error = torch.stack(runs).std(0) / 600**0.5
     exact = talking_heads(q, k, v, None, P_w)
     assert ((mean - exact).abs() <= 5 * error).all()
     assert not torch.equal(runs[0], exact)

@@ -1,5 +1,6 @@
 """What a network or a score table hides."""
 
+from kexue.analysis.head_rank import HeadRank, effective_rank, head_rank_report
 from kexue.analysis.implicit_regularisation import ImplicitRegularisation
 from kexue.analysis.inequality import GradientInequality, gradient_inequality
 from kexue.analysis.propagation import (
@@ -32,6 +33,7 @@ __all__ = [
     "GainReport",
     "GradientInequality",
     "GradientProfile",
+    "HeadRank",
     "IdentityPath",
     "ImplicitRegularisation",
     "LinearWarmup",
@@ -43,8 +45,10 @@ __all__ = [
     "amplification",
     "audit_scales",
     "depth_sweep",
+    "effective_rank",
     "grad_profile",
     "gradient_inequality",
+    "head_rank_report",
     "identity_path",
     "ln_gain_report",
     "measure_identity_path",

@@ -28,11 +28,13 @@ from kexue.nn.global_pointer import (
     span_cross_entropy,
     span_scores,
 )
+from kexue.nn.head_rank import centred_log_attention, low_rank_attention, required_key_size
 from kexue.nn.init import he_normal_, lecun_normal_, variance_scaling_, xavier_normal_
 from kexue.nn.init_report import InitReport
 from kexue.nn.key_value_cache import KeyValueCache
 from kexue.nn.linear_attention import LinearState
 from kexue.nn.log_n_attention import LogNAttention
+from kexue.nn.logit_mixing import logit_mixed_attention
 from kexue.nn.mixed_chunk import mixed_chunk_attention
 from kexue.nn.ntk_linear import NTKLinear
 from kexue.nn.performer import PerformerAttention, PerformerCache
@@ -51,10 +53,13 @@ from kexue.nn.rotary import apply_rotary, rotary_angles
 from kexue.nn.row_scale import LogNScale, SSMaxScale
 from kexue.nn.sequence_head import ChoiceHead, Pooling, SequenceHead, pool
 from kexue.nn.soft_vq import soft_assignment, soft_vq_attention
+from kexue.nn.talking_heads import softmax_heads
+from kexue.nn.talking_heads_attention import HeadMixing, TalkingHeadsAttention
 from kexue.nn.truncated_normal import trunc_normal_, truncated_moments
 from kexue.nn.vector_quantizer import VectorQuantizer
 from kexue.nn.vq_cache import VQCache
 from kexue.nn.vq_layer import TransformerVQLayer, commitment_loss
+from kexue.nn.wide_key import WideKeyAttention, wide_key_attention
 
 __all__ = [
     "RULES",
@@ -70,6 +75,7 @@ __all__ = [
     "GAUCache",
     "GatedAttentionUnit",
     "GlobalPointer",
+    "HeadMixing",
     "InitReport",
     "KeyValueCache",
     "LayerScale",
@@ -90,14 +96,17 @@ __all__ = [
     "SequenceHead",
     "SkipInit",
     "SpanPointer",
+    "TalkingHeadsAttention",
     "TransformerVQLayer",
     "UnitMoment",
     "VQCache",
     "VectorQuantizer",
+    "WideKeyAttention",
     "apply_deepnorm",
     "apply_rotary",
     "best_span",
     "bit_dropout",
+    "centred_log_attention",
     "chain_report",
     "check_attention_mask",
     "commitment_loss",
@@ -113,18 +122,22 @@ __all__ = [
     "kmeans_codebook",
     "lecun_normal_",
     "log_n_scale",
+    "logit_mixed_attention",
+    "low_rank_attention",
     "masked_softmax",
     "matrix_scale",
     "mixed_chunk_attention",
     "nearest_code",
     "orthogonal_gaussian",
     "pool",
+    "required_key_size",
     "rotary_angles",
     "row_counts",
     "scaled_queries",
     "singular_range",
     "soft_assignment",
     "soft_vq_attention",
+    "softmax_heads",
     "span_cross_entropy",
     "span_scores",
     "t5_init_",
@@ -132,5 +145,6 @@ __all__ = [
     "truncated_moments",
     "variance_scaling_",
     "visible_pairs",
+    "wide_key_attention",
     "xavier_normal_",
 ]

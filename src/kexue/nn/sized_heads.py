@@ -254,7 +254,8 @@ class SizedHeadsAttention(nn.Module):
 
 
 def _split(flat: Tensor, heads: int) -> Tensor:
-    return flat.unflatten(-1, (heads, -1)).transpose(1, 2)
+    by_head: Tensor = flat.unflatten(-1, (heads, -1))
+    return by_head.transpose(1, 2)
 
 
 def _size(name: str, d_model: int, heads: int, size: int | None) -> int:

@@ -165,7 +165,7 @@ def _mixed(maps: Float[Tensor, "B I R K"], mixing: Mixing | None) -> Float[Tenso
     mixing = mixing.to(maps.dtype).mT  # (O, I)
     if mixing.ndim == 2:
         flat = torch.bmm(mixing.expand(len(maps), -1, -1), maps.flatten(2))  # (B, O, R K)
-        return flat.unflatten(2, maps.shape[2:])
+        return flat.view(len(flat), -1, *maps.shape[2:])
     by_row: Tensor = mixing @ maps.transpose(1, 2)  # (B, R, O, K)
     return by_row.transpose(1, 2)
 

@@ -73,7 +73,8 @@ class HeadMixing(nn.Module):
     ) -> Float[Tensor, "inputs outputs"] | Float[Tensor, "B L inputs outputs"]:
         if self.by_token is None:
             return self.weight  # (2)
-        return self.weight + self.by_token(x).unflatten(-1, self.weight.shape)  # (3)
+        change: Tensor = self.by_token(x).unflatten(-1, self.weight.shape)
+        return self.weight + change  # (3)
 
     def extra_repr(self) -> str:
         inputs, outputs = self.weight.shape
