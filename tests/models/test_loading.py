@@ -323,3 +323,21 @@ def test_offline_a_hub_name_is_refused_in_one_line_without_a_connection(no_netwo
     assert "hfl/chinese-roberta-wwm-ext: weights not loaded" in refused(
         "hfl/chinese-roberta-wwm-ext"
     )
+
+
+def test_code_that_a_folder_brings_along_is_never_run(tmp_path, monkeypatch):
+    """A config may name Python files of its own; neither a question nor the code is run."""
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').write('yes')\nclass Own: pass\n")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"})
+    )
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    with pytest.raises(CheckpointError):
+        load_encoder(tmp_path, vocabulary_size=1)
+    with pytest.raises(CheckpointError):
+        load_tokenizer(tmp_path)
+    assert not ran.exists()

@@ -7,7 +7,7 @@ import torch
 
 from kexue.nn.gau import GatedAttentionUnit
 from kexue.nn.gau_attention import check_attention_map, gau_attention, gau_weights
-from kexue.nn.gau_cache import GAUCache
+from kexue.nn.key_value_cache import KeyValueCache
 from naive.gau import naive_gau, naive_weights, silu
 
 MAPS = ("softmax_plus", "softmax", "relu2_ns", "relu2_n2", "laplace", "relu2_norm")
@@ -382,4 +382,4 @@ def test_wrong_sizes_names_masks_and_caches_are_refused():
     with pytest.raises(ValueError, match="length must be positive, got 0"):
         gau_weights(draw(1, 2, 2), draw(1, 2, 2), length=0)
     with pytest.raises(ValueError, match="a cache needs a causal layer"):
-        unit()(draw(1, 2, 6), cache=GAUCache())
+        unit()(draw(1, 2, 6), cache=KeyValueCache())

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kexue.nn.activation_moments import gain
 from kexue.nn.fans import fan_in_out
 from kexue.nn.init import he_normal_, lecun_normal_, variance_scaling_, xavier_normal_
+from kexue.nn.moments import gain
 
 
 def seeded(seed=0):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kexue.nn.activation_moments import UnitMoment
+from kexue.nn.moments import UnitMoment
 from kexue.nn.ntk_linear import NTKLinear
 
 pytestmark = [

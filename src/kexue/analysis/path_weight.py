@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from kexue.analysis.stack import Stack, activation_of, norm_of, stack_of, times_run
 from kexue.analysis.transformer_blocks import branch_matrices, find_blocks
-from kexue.nn.activation_moments import activation_moments
+from kexue.nn.moments import activation_moments
 from kexue.nn.truncated_normal import truncated_moments
 
 __all__ = [
@@ -112,7 +112,7 @@ class IdentityPath:
 
 
 def second_moment(activation: str | Callable[[Tensor], Tensor], power: float) -> float:
-    """E[phi(√p z)²] for z ~ N(0, 1), by `kexue.nn.activation_moments`.
+    """E[phi(√p z)²] for z ~ N(0, 1), by `kexue.nn.moments`.
 
     Args:
         activation: a name such as "gelu" (erf), "gelu_new" (tanh), "relu", "silu"; or a function.

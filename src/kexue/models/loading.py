@@ -104,13 +104,17 @@ def load_tokenizer(source: str | Path) -> Any:
         )
     check_reachable(source)
     try:
-        return AutoTokenizer.from_pretrained(str(source), local_files_only=folder.is_dir())
+        return AutoTokenizer.from_pretrained(
+            str(source), local_files_only=folder.is_dir(), **NO_FOREIGN_CODE
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{source}: tokenizer not loaded: {first_line(error)}{hub_hint(folder)}"
         ) from error
 
 
+NO_FOREIGN_CODE = {"trust_remote_code": False}
+"""The default of transformers asks the user whether to run a folder's own code."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
 
 
@@ -137,7 +141,9 @@ def load_encoder(source: str | Path, *, vocabulary_size: int) -> tuple[nn.Module
         raise CheckpointError(f"{folder}: no config.json here; the folder holds {present}")
     try:
         with quiet_transformers():
-            encoder, info = from_pretrained(str(source), local_files_only=folder.is_dir())
+            encoder, info = from_pretrained(
+                str(source), local_files_only=folder.is_dir(), **NO_FOREIGN_CODE
+            )
     except UnpicklingError as error:
         raise CheckpointError(
             f"{source}: weights not loaded: the pickled file asks for more than tensors, and "

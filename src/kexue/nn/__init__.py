@@ -3,8 +3,6 @@
 Functions named like their module (`fan_average`) are imported from the module.
 """
 
-from kexue.nn.activation_moments import UnitMoment, gain
-from kexue.nn.apply_init import RULES, Rule, t5_init_
 from kexue.nn.attention_mask import check_attention_mask, masked_softmax, visible_pairs
 from kexue.nn.attention_scale import log_n_scale, row_counts, scaled_queries
 from kexue.nn.code_search import kmeans_codebook, nearest_code
@@ -31,11 +29,13 @@ from kexue.nn.global_pointer import (
 from kexue.nn.head_rank import centred_log_attention, low_rank_attention, required_key_size
 from kexue.nn.init import he_normal_, lecun_normal_, variance_scaling_, xavier_normal_
 from kexue.nn.init_report import InitReport
+from kexue.nn.init_rules import RULES, Rule, apply_init, t5_init_
 from kexue.nn.key_value_cache import KeyValueCache
 from kexue.nn.linear_attention import LinearState
 from kexue.nn.log_n_attention import LogNAttention
 from kexue.nn.logit_mixing import logit_mixed_attention
 from kexue.nn.mixed_chunk import mixed_chunk_attention
+from kexue.nn.moments import UnitMoment, activation_moments, gain
 from kexue.nn.ntk_linear import NTKLinear
 from kexue.nn.performer import PerformerAttention, PerformerCache
 from kexue.nn.random_features import favor_features, orthogonal_gaussian
@@ -102,7 +102,9 @@ __all__ = [
     "VQCache",
     "VectorQuantizer",
     "WideKeyAttention",
+    "activation_moments",
     "apply_deepnorm",
+    "apply_init",
     "apply_rotary",
     "best_span",
     "bit_dropout",

@@ -116,7 +116,7 @@ def scaled_queries(
                 "n must have shape (batch or 1, queries) for queries (batch, ..., queries, "
                 f"head_dim), got n {tuple(n.shape)} and q {tuple(q.shape)}"
             )
-        factors = factors.view(len(n), *[1] * (q.ndim - 3), -1, 1)  # (B, 1, Q, 1)
+        factors = factors.view(len(n), *[1] * (q.ndim - 3), n.shape[1], 1)  # (B, 1, Q, 1)
     return q * factors.to(q.dtype)
 
 

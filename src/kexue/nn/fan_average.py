@@ -191,7 +191,7 @@ def chain_report(widths: Sequence[Size], kind: str = "arithmetic") -> ChainRepor
 
     Args:
         widths: d_0 … d_L, two at least. An activation between two matrices is left out: its
-            factor belongs into the scale of the initialiser (`kexue.nn.activation_moments.gain`).
+            factor belongs into the scale of the initialiser (`kexue.nn.moments.gain`).
         kind: the mean.
 
     Raises:

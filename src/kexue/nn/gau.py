@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from kexue.nn.attention_mask import check_attention_mask
 from kexue.nn.gau_attention import AttentionMap, check_attention_map, gau_attention
-from kexue.nn.gau_cache import GAUCache
+from kexue.nn.key_value_cache import KeyValueCache
 from kexue.nn.shared_base import SharedBase, gated_width, lecun_normal_
 
 __all__ = ["GatedAttentionUnit"]
@@ -97,16 +97,16 @@ class GatedAttentionUnit(nn.Module):
         lecun_normal_(self.gate_value)
         lecun_normal_(self.output)
 
-    def new_cache(self) -> GAUCache:
+    def new_cache(self) -> KeyValueCache:
         """An empty cache for decoding; it grows with the tokens seen."""
-        return GAUCache()
+        return KeyValueCache()
 
     def forward(
         self,
         x: Float[Tensor, "B L D"],
         attention_mask: Bool[Tensor, "B L"] | None = None,
         position_ids: Int[Tensor, "#B L"] | None = None,
-        cache: GAUCache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Attend and gate.
 
@@ -136,7 +136,7 @@ class GatedAttentionUnit(nn.Module):
         q, k = self.base(x, position_ids).unbind(1)  # (2)
         if cache is not None:
             cache.append(k, v, attention_mask)
-            k, v, attention_mask = cache.keys, cache.values, cache.kept
+            k, v, attention_mask = cache.keys[:, :end], cache.values[:, :end], cache.kept
         attended = gau_attention(
             q,
             k,

@@ -12,7 +12,7 @@ moment. With a mean of fan-in m and fan-out n from `kexue.nn.fan_average` (S05),
     LeCun   scale 1, fan-in        He   scale 2, fan-in: undoes relu       Xavier   scale 1, (m+n)/2
 
 and in general scale = gain^2 = 1 / E phi(z)^2 for the activation phi before the layer; see
-`kexue.nn.activation_moments`. What is drawn, with the deviation sigma = sqrt(Var w):
+`kexue.nn.moments`. What is drawn, with the deviation sigma = sqrt(Var w):
 
     normal             N(0, sigma^2)
     truncated_normal   cut at two deviations and widened: `trunc_normal_`
@@ -27,7 +27,7 @@ of LeCun's variance; `nn.MultiheadAttention` takes Xavier over the packed matrix
 
 Cost: sampling, one pass over the tensor; orthogonal a QR, O(m n min(m, n)).
 Source: article 8620; LeCun 1998; Glorot and Bengio 2010; He arXiv 1502.01852. See also:
-`kexue.nn.apply_init`, which walks a whole model.
+`kexue.nn.init_rules`, which walks a whole model.
 """
 
 import math

@@ -6,7 +6,7 @@ For every parameter its role and deviation s; for a matrix with fan-in m and fan
 
 the factors on second moments, so that a rule that favours one direction shows.
 
-Source: article 8620. See also: `kexue.nn.apply_init`, which makes it.
+Source: article 8620. See also: `kexue.nn.init_rules`, which makes it.
 """
 
 from dataclasses import dataclass, field

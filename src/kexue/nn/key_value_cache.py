@@ -1,12 +1,13 @@
 """Keys and values of an attention layer, kept from call to call while tokens are decoded.
 
-    cache.append(k, v, kept)          T grows by the tokens of the call
-    cache.keys[:, :, :cache.length]   everything seen so far
+    cache.append(k, v, kept)            T grows by the tokens of the call
+    cache.keys[..., :cache.length, :]   everything seen so far
 
 A buffer is made larger by doubling, so a token costs O(1) copies, not one of all keys. What is
 stored is detached: decoding is for inference.
 
-Axes: B batch, G key/value heads, L tokens of a call, T tokens seen, d head size.
+Axes: B batch, L tokens of a call, T tokens seen, d size of a key, e size of a value; between B and
+L any heads, which keys and values need not have in common.
 Cost: at most twice the memory of the keys and values seen.
 """
 
@@ -22,28 +23,45 @@ class KeyValueCache:
 
     Attributes:
         length: tokens seen per row, masked ones included.
+        keys: (B, *heads, room, d), rotated where the layer rotates; None before the first call.
+        values: (B, *heads, room, e).
+        kept: (B, T), True = visible; None while nothing was masked.
+
+    Example:
+        >>> import torch
+        >>> cache = KeyValueCache()
+        >>> cache.append(torch.ones(1, 3, 2), torch.ones(1, 3, 4), None)
+        >>> cache.length, cache.keys.shape, cache.values.shape
+        (3, torch.Size([1, 3, 2]), torch.Size([1, 3, 4]))
     """
 
     def __init__(self) -> None:
         self.length = 0
-        self.keys: Tensor | None = None  # (B, G, room, d), rotated
+        self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.kept: Tensor | None = None  # (B, room); None while nothing was masked
+        self.kept: Tensor | None = None
 
     def append(
         self,
-        keys: Float[Tensor, "B G L d"],
-        values: Float[Tensor, "B G L d"],
+        keys: Float[Tensor, "B *key_heads L d"],
+        values: Float[Tensor, "B *value_heads L e"],
         kept: Bool[Tensor, "B L"] | None,
     ) -> None:
-        """Add the tokens of a call; the room doubles when it is full."""
-        start, end = self.length, self.length + keys.shape[2]
-        if self.kept is None and kept is not None:
-            self.kept = kept.new_ones(len(kept), start)
-        elif self.kept is not None and kept is None:
-            kept = self.kept.new_ones(len(keys), end - start)
-        if self.kept is not None and kept is not None:
-            self.kept = torch.cat((self.kept[:, :start], kept), dim=1)  # (B, T)
+        """Add the tokens of a call; the room doubles when it is full.
+
+        Raises:
+            ValueError: another number of sequences than the cache holds.
+        """
+        start, end = self.length, self.length + keys.shape[-2]
+        if self.keys is not None and len(keys) != len(self.keys):
+            raise ValueError(
+                f"the cache holds {len(self.keys)} sequences, got {len(keys)}: reorder the cache, "
+                "or start a new one"
+            )
+        if kept is not None or self.kept is not None:
+            ones = torch.ones(len(keys), end, dtype=torch.bool, device=keys.device)
+            before = ones[:, :start] if self.kept is None else self.kept
+            self.kept = torch.cat((before, ones[:, start:] if kept is None else kept), dim=1)
         self.keys = _written(self.keys, keys.detach(), start)
         self.values = _written(self.values, values.detach(), start)
         self.length = end
@@ -58,11 +76,12 @@ class KeyValueCache:
 
 def _written(room: Tensor | None, new: Tensor, start: int) -> Tensor:
     """The buffer with `new` from position `start` on, grown where needed."""
-    end = start + new.shape[2]
-    if room is None or room.shape[2] < end:
-        grown = new.new_empty(*new.shape[:2], end if room is None else 2 * end, new.shape[3])
+    end = start + new.shape[-2]
+    if room is None or room.shape[-2] < end:
+        larger = end if room is None else 2 * end
+        grown = new.new_empty(*new.shape[:-2], larger, new.shape[-1])
         if room is not None:
-            grown[:, :, :start] = room[:, :, :start]
+            grown[..., :start, :] = room[..., :start, :]
         room = grown
-    room[:, :, start:end] = new
+    room[..., start:end, :] = new
     return room

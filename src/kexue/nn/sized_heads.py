@@ -21,30 +21,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kexue.nn.attention_mask import check_attention_mask
-from kexue.nn.key_value_cache import KeyValueCache, _written
+from kexue.nn.key_value_cache import KeyValueCache
 from kexue.nn.rotary import apply_rotary
 
-__all__ = ["Projected", "SizedHeadsAttention", "UnequalCache"]
-
-
-class UnequalCache(KeyValueCache):
-    """A `KeyValueCache` whose keys and values differ in number and size of heads."""
-
-    def append(
-        self,
-        keys: Float[Tensor, "B Hk L d"],
-        values: Float[Tensor, "B Hv L e"],
-        kept: Bool[Tensor, "B L"] | None,
-    ) -> None:
-        """Add the tokens of a call; the room doubles when it is full."""
-        start, end = self.length, self.length + keys.shape[2]
-        if kept is not None or self.kept is not None:
-            ones = torch.ones(len(keys), end, dtype=torch.bool, device=keys.device)
-            before = ones[:, :start] if self.kept is None else self.kept
-            self.kept = torch.cat((before, ones[:, start:] if kept is None else kept), dim=1)
-        self.keys = _written(self.keys, keys.detach(), start)
-        self.values = _written(self.values, values.detach(), start)
-        self.length = end
+__all__ = ["Projected", "SizedHeadsAttention"]
 
 
 class Projected(NamedTuple):
@@ -112,9 +92,9 @@ class SizedHeadsAttention(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def new_cache(self) -> UnequalCache:
+    def new_cache(self) -> KeyValueCache:
         """An empty cache for decoding."""
-        return UnequalCache()
+        return KeyValueCache()
 
     def attend(self, given: Projected) -> Float[Tensor, "B Hv L e"]:
         """The heads' outputs; rows without a visible key are zeros."""
@@ -129,7 +109,7 @@ class SizedHeadsAttention(nn.Module):
         x: Float[Tensor, "B L D"],
         attention_mask: Bool[Tensor, "B K"] | None = None,
         position_ids: Int[Tensor, "#B L"] | None = None,
-        cache: UnequalCache | None = None,
+        cache: KeyValueCache | None = None,
         *,
         context: Float[Tensor, "B M D"] | None = None,
         position_bias: Float[Tensor, "#B #H L T"] | None = None,
@@ -189,7 +169,7 @@ class SizedHeadsAttention(nn.Module):
         x: Float[Tensor, "B L D"],
         attention_mask: Bool[Tensor, "B K"] | None = None,
         position_ids: Int[Tensor, "#B L"] | None = None,
-        cache: UnequalCache | None = None,
+        cache: KeyValueCache | None = None,
         *,
         context: Float[Tensor, "B M D"] | None = None,
         position_bias: Float[Tensor, "#B #H L T"] | None = None,
@@ -217,7 +197,7 @@ class SizedHeadsAttention(nn.Module):
         context: Tensor | None,
         kept: Tensor | None,
         positions: Tensor,
-        cache: UnequalCache | None,
+        cache: KeyValueCache | None,
         position_bias: Tensor | None,
     ) -> Projected:
         """(1), with the keys and values of the cache."""
@@ -240,7 +220,7 @@ class SizedHeadsAttention(nn.Module):
         return out
 
     def _check(
-        self, x: Tensor, mask: Tensor | None, cache: UnequalCache | None, context: Tensor | None
+        self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None, context: Tensor | None
     ) -> None:
         source = x if context is None else context
         check_attention_mask(mask, source.shape[0], source.shape[1])

@@ -17,7 +17,7 @@ weights behind `torch.nn.utils.parametrize`.
 What we do differently: Conv1D is known by its name and shape, so that transformers need not be
 there; packed query, key and value are known by the name of the layer.
 
-Cost: one walk over the modules.   Source: article 8620. See also: `kexue.nn.apply_init`.
+Cost: one walk over the modules.   Source: article 8620. See also: `kexue.nn.init_rules`.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from scipy.special import erfc
 from torch import nn
 from torch.nn import functional as F
 
-from kexue.nn.activation_moments import UnitMoment, activation_moments, gain
+from kexue.nn.moments import UnitMoment, activation_moments, gain
 
 TABLE = {
     "relu": (torch.relu, 0.3989422804014327, 0.5, 1.414213562373095),

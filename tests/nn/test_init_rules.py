@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from kexue.nn.apply_init import RULES, Rule, apply_init, t5_init_
+from kexue.nn.init_rules import RULES, Rule, apply_init, t5_init_
 from kexue.nn.ntk_linear import NTKLinear
 from kexue.nn.weight_roles import weight_roles
 
