@@ -18,7 +18,7 @@ $(BIN)/.stamp-run: pyproject.toml constraints.txt
 	@touch $@
 
 $(BIN)/.stamp-dev: $(BIN)/.stamp-run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[nlp,lab,shuffle,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[nlp,lab,shuffle,ray,dev]' -c constraints.txt
 	@touch $@
 
 install: $(BIN)/.stamp-dev  ## create .venv with everything a developer needs

@@ -58,12 +58,11 @@ def feed_forward(width):
 
 def contenders(kind):
     """Name → a function that makes the module."""
+    from kexue.nn.flash_layer import FlashLayer
     from kexue.nn.gau import GatedAttentionUnit
-    from kexue.nn.mixed_chunk import FlashLayer
+    from kexue.nn.log_n_attention import LogNAttention
     from kexue.nn.performer import PerformerAttention
     from kexue.nn.vq_layer import TransformerVQLayer
-
-    from kexue.nn.log_n_attention import LogNAttention
 
     width = WIDTHS[kind]
     if kind == "heads":
@@ -150,7 +149,7 @@ def print_peak(kind, name, length):
 @torch.no_grad()
 def decoding(lengths, calls=64):
     """Milliseconds per token behind a cache of so many tokens."""
-    from kexue.nn.mixed_chunk import FlashLayer
+    from kexue.nn.flash_layer import FlashLayer
     from kexue.nn.performer import PerformerAttention
     from kexue.nn.vq_layer import TransformerVQLayer
 

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -33,19 +32,30 @@ def kexue_shuffle(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **options)
 
 
+WATCH = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print("peak", usage.ru_maxrss * 1024, file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def peak_of(*arguments, stdin=None, environment=None):
-    """Exit code, errors and the most memory that the command held, as the system counts it."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
-            stdin=stdin,
-            stderr=errors,
-            env={**os.environ, **(environment or {})},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        errors.seek(0)
-        return process.returncode, errors.read().decode(), usage.ru_maxrss * 1024
+    """Exit code, errors and the most memory that the command held, as the system counts it.
+
+    A small process starts it: a process begins with the peak of the one it is a copy of.
+    """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", WATCH, *COMMAND, *map(str, arguments)],
+        stdin=stdin,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
+        check=False,
+        text=True,
+    )
+    said, _, peak = done.stderr.rpartition("peak ")
+    return done.returncode, said, int(peak)
 
 
 def wait_for(process, condition, seconds=60):
@@ -62,7 +72,7 @@ def wait_for(process, condition, seconds=60):
 
 def below(folder):
     """Names of all that is in a folder, hidden files too."""
-    return sorted(os.listdir(folder)) if Path(folder).is_dir() else []
+    return sorted(one.name for one in Path(folder).iterdir()) if Path(folder).is_dir() else []
 
 
 def limited(kind, most):

@@ -394,3 +394,15 @@ def test_wrong_sizes_names_and_caches_are_refused():
         layer()(draw(1, 2, 6), cache=FlashCache())
     with pytest.raises(ValueError, match="a cache cannot divide by a length not yet known"):
         layer(causal=True, global_normalizer="length")(draw(1, 2, 6), cache=FlashCache())
+
+
+@torch.no_grad()
+def test_a_cache_filled_under_autocast_goes_on_without_it_and_the_other_way_round():
+    for first in (True, False):
+        flash, x = layer(causal=True).float(), draw(2, 11, 6).float()
+        cache, found = flash.new_cache(), []
+        for part, low in ((x[:, :5], first), (x[:, 5:], not first)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                found.append(flash(part, cache=cache).float())
+        exact = flash(x)
+        assert (torch.cat(found, dim=1) - exact).abs().max() < 0.05 * exact.abs().max()

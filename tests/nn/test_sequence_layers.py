@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from families.sequence_layers import LAYERS, WIDTH, layer_of, tokens
 from families.two_processes import alone_and_together
@@ -199,6 +200,91 @@ def test_gradients_are_those_of_finite_differences(name, causal):
     x = tokens(1, 6).requires_grad_()
     mask = mask_of("101111")
     assert torch.autograd.gradcheck(lambda x: layer(x, mask), (x,), atol=1e-5)
+
+
+@EVERY
+@BOTH
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 5), (0, 0)])
+def test_no_tokens_or_no_rows_give_no_outputs(name, causal, batch, length):
+    layer, x = layer_of(name, causal), tokens(batch, length).requires_grad_()
+    for training in (False, True):
+        for mask in (None, torch.ones(batch, length, dtype=torch.bool)):
+            out = layer.train(training)(x, mask)
+            assert out.shape == (batch, length, WIDTH)
+            out.sum().backward()
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+    if name == "vq":
+        assert layer.commit_loss == 0
+
+
+@EVERY
+@torch.no_grad()
+def test_a_call_without_tokens_changes_no_cache(name):
+    layer, x = layer_of(name, causal=True), tokens(2, 9)
+    cache = layer.new_cache()
+    cache.reorder(torch.tensor([1, 0]))  # nothing to reorder yet
+    parts = (x[:, :0], x[:, :3], x[:, 3:3], x[:, 3:], x[:, 9:])
+    found = [layer(part, cache=cache) for part in parts]
+    assert cache.length == 9
+    torch.testing.assert_close(torch.cat(found, dim=1), layer(x), **EXACT)
+
+
+@EVERY
+@torch.no_grad()
+def test_a_mask_may_be_given_in_some_calls_and_not_in_others(name):
+    layer, x = layer_of(name, causal=True), tokens(3, 14)
+    mask = mask_of("11100000110111", "11101010110101", "11111111111111")
+    wanted, cache, at, found = layer(x, mask), layer.new_cache(), 0, []
+    for size, given in ((3, False), (5, True), (2, False), (4, True)):
+        now = slice(at, at + size)
+        found.append(layer(x[:, now], mask[:, now] if given else None, cache=cache))
+        at += size
+    torch.testing.assert_close(torch.cat(found, dim=1)[mask], wanted[mask], **EXACT)
+
+
+@EVERY
+@torch.no_grad()
+def test_a_copied_and_a_stored_cache_go_on_like_the_first(name):
+    layer, x = layer_of(name, causal=True), tokens(2, 11)
+    cache = layer.new_cache()
+    layer(x[:, :6], cache=cache)
+    others = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
+    wanted = layer(x[:, 6:], cache=cache)
+    for other in others:
+        assert torch.equal(layer(x[:, 6:], cache=other), wanted)
+
+
+@EVERY
+@BOTH
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_layer_learns_what_a_plain_one_does(name, causal, reentrant):
+    plain = layer_of(name, causal).train()
+    kept = copy.deepcopy(plain)
+    for seed in (1, 2):  # the second step starts from what the first left in the buffers
+        x, again = (tokens(2, 11, seed=seed).requires_grad_() for _ in range(2))
+        plain(x).square().mean().backward()
+        checkpoint(kept, again, use_reentrant=reentrant).square().mean().backward()
+        torch.testing.assert_close(again.grad, x.grad, **EXACT)
+    for (key, wanted), got in zip(
+        plain.state_dict().items(), kept.state_dict().values(), strict=True
+    ):
+        assert torch.equal(got, wanted), key
+    for a, b in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, **EXACT)
+
+
+@EVERY
+def test_a_layer_made_without_memory_is_whole_after_its_reset(name):
+    with torch.device("meta"):
+        layer = LAYERS[name](True)
+    layer = layer.to_empty(device="cpu")
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.detach().fill_(torch.nan if tensor.is_floating_point() else 1)
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+    assert layer.eval()(tokens(2, 5).float()).isfinite().all()
 
 
 SCRIPT = """

@@ -264,3 +264,15 @@ def test_two_processes_have_the_codebook_of_one_with_the_whole_batch(tmp_path):
         assert torch.equal(found["0"][name], found["1"][name]), name
         if name != "first":  # seeded from the keys of the first process
             torch.testing.assert_close(found["0"][name], alone, rtol=1e-12, atol=1e-14)
+
+
+def test_codewords_without_enough_keys_to_move_to_stay_where_they_are():
+    module = VectorQuantizer(num_codes=6, dim=2, reseed_below=2.0)
+    with torch.no_grad():
+        module.code_sums[:] = module.codebook[:] = 10.0
+        module.seeded.fill_(True)
+    module.train()(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))
+    codes = module.codebook[0]
+    assert {(1.0, 0.0), (0.0, 1.0)} <= {tuple(code) for code in codes.tolist()}
+    assert codes.isfinite().all()
+    assert (codes.norm(dim=1) > 5).sum() == 4

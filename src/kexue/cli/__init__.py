@@ -17,6 +17,7 @@ def main() -> None:
     from kexue.cli.find import find
     from kexue.cli.lab import app as lab
     from kexue.cli.pretrain import pretrain
+    from kexue.cli.shuffle import shuffle
 
     app = typer.Typer(
         help="kexue 科学: the methods of Scientific Spaces (kexue.fm), end to end.",
@@ -38,6 +39,7 @@ def main() -> None:
     app.command()(doctor)
     app.command()(audit)
     app.command()(pretrain)
+    app.command()(shuffle)
     app.add_typer(clue, name="clue")
     app.add_typer(lab, name="lab")
     app()

@@ -1,12 +1,16 @@
 """`kexue shuffle --engine ray`: on the machines of a Ray cluster."""
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import typer
 
 from kexue.cli.console import fail
 
-__all__ = ["check_engine", "plan_on_cluster", "shuffle_on_cluster"]
+__all__ = ["check_engine", "leave", "plan_on_cluster", "shuffle_on_cluster"]
 
 UNPACKED = 4
 """Bytes of content per byte of a compressed file, guessed."""
@@ -51,8 +55,8 @@ def plan_on_cluster(
         ValueError: standard input is among the inputs.
     """
     from kexue.data.shuffle.inputs import expand
-    from kexue.data.shuffle.plan import parse_size
     from kexue.data.shuffle.packed import HEAD, kind_of
+    from kexue.data.shuffle.plan import parse_size
     from kexue.data.shuffle_ray import cost_model
 
     if "-" in inputs:
@@ -65,3 +69,14 @@ def plan_on_cluster(
         size, nodes, disk_mb_s, network_mb_s, exchange=exchange, memory=parse_size(memory)
     )
     return {name: value for name, value in asdict(cost).items() if value != ""}
+
+
+def leave(engine: str, code: int) -> NoReturn:
+    """Ends an interrupted command with this code.
+
+    With Ray at once: its threads may abort the process while Python takes itself down.
+    """
+    if engine == "ray":
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code=code)

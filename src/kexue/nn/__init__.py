@@ -18,7 +18,6 @@ from kexue.nn.flash_cache import FlashCache
 from kexue.nn.flash_layer import FlashLayer
 from kexue.nn.gau import GatedAttentionUnit
 from kexue.nn.gau_attention import AttentionMap, gau_weights
-from kexue.nn.gau_cache import GAUCache
 from kexue.nn.global_pointer import (
     GlobalPointer,
     SpanPointer,
@@ -72,7 +71,6 @@ __all__ = [
     "FavorState",
     "FlashCache",
     "FlashLayer",
-    "GAUCache",
     "GatedAttentionUnit",
     "GlobalPointer",
     "HeadMixing",

@@ -91,7 +91,7 @@ class ChunkLoop(torch.autograd.Function):
         width = x.shape[2] // 2 if gated else x.shape[2]
         output = x.new_empty(*x.shape[:2], width)  # (B, L, e)
         attended = torch.empty_like(output) if gated else x.new_empty(0)
-        sizes = (len(spans) if causal else 1, len(x), q.shape[2], width)
+        sizes = (max(len(spans), 1) if causal else 1, len(x), q.shape[2], width)
         states = x.new_zeros(sizes, dtype=torch.promote_types(x.dtype, torch.float32))
 
         def across_and_gate(g: int, span: slice) -> None:

@@ -100,6 +100,8 @@ def code_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Sum (H, c, k) and count (H, c) of the keys of every code, in a fixed order of additions."""
     B, H, N, d = keys.shape
+    if B * N == 0:
+        return keys.new_zeros(H, num_codes, d), keys.new_zeros(H, num_codes)
     one_row = keys.transpose(0, 1).reshape(1, H, B * N, d)
     flat = codes.transpose(0, 1).reshape(1, H, B * N)
     seen = None if mask is None else mask.reshape(1, B * N)

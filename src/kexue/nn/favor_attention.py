@@ -94,6 +94,7 @@ def favor_attention(
     """
     _check(q, k, omega, causal, chunk)
     heads, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
+    causal = causal and q.shape[-2] > 1  # one token sees all that was absorbed
     with torch.autocast(q.device.type, enabled=False):
         values = F.pad(v.to(dtype), (0, 1), value=1.0)  # (B, H, K, v + 1)
         if key_mask is not None:
@@ -120,6 +121,8 @@ def favor_attention(
 def _first_shift(k: Tensor, omega: Tensor, key_mask: Tensor | None, heads: int) -> Tensor:
     """The log-features of the first visible key of every row, (N, 1, m)."""
     with torch.no_grad():
+        if not k.shape[1]:  # no key: any shift will do
+            return k.new_zeros(len(k), 1, len(omega))
         first = k[:, :1]  # (N, 1, d)
         if key_mask is not None:
             index = key_mask.to(torch.uint8).argmax(dim=1).repeat_interleave(heads)
@@ -142,5 +145,3 @@ def _check(q: Tensor, k: Tensor, omega: Tensor, causal: bool, chunk: int) -> Non
             f"causal attention needs as many queries as keys, got {q.shape[-2]} and "
             f"{k.shape[-2]}: give earlier keys through state"
         )
-    if min(q.shape[-2], k.shape[-2]) < 1:
-        raise ValueError("favor_attention needs at least one query and one key")

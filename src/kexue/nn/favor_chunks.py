@@ -129,14 +129,9 @@ def favor_chunks(
             torch.div(read[..., :-1], total, out=out[:, part])  # (2)
             torch.add(top, total.log_(), out=lse[:, part])
         shifts, states = zip(*(kept or [state]), strict=True)
-        return (
-            out,
-            lse,
-            state[0].clone(),
-            state[1].clone(),
-            torch.stack(shifts),
-            torch.stack(states),
-        )
+        if not it.keys:  # an operator may not return what it was given
+            state = (shift.clone(), sums.clone())
+        return (out, lse, *state, torch.stack(shifts), torch.stack(states))
 
 
 @favor_chunks.register_fake
@@ -151,7 +146,7 @@ def _(
     masked: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kept = -(-q.shape[1] // (SEGMENT * chunk)) if causal else 1
+    kept = max(1, -(-q.shape[1] // (SEGMENT * chunk))) if causal else 1
     return (
         q.new_empty(*q.shape[:2], values.shape[-1] - 1),
         q.new_empty(*q.shape[:2], 1),
@@ -204,7 +199,7 @@ def favor_chunks_backward(
             for part, log in zip(parts[:-1], logs, strict=False):
                 before.append(it.absorb(log, part, before[-1]))
             for part, log, (shift, sums) in zip(
-                reversed(parts), reversed(logs), reversed(before), strict=True
+                reversed(parts), reversed(logs), reversed(before[: len(parts)]), strict=True
             ):
                 near, top = it.near(part, shift)
                 own, scale = it.own(log, part, shift)

@@ -71,10 +71,13 @@ class FlashCache:
         if batch != len(self.visible):
             raise ValueError(f"the cache holds {len(self.visible)} sequences, got {batch}")
         added = [length] * batch if kept is None else kept.sum(dim=1).tolist()
-        together = len(set(zip(self.visible, added, strict=True))) == 1
+        together = len(set(zip(self.visible, added, strict=True))) <= 1
+        q, q_lin = q.to(self.open[0].dtype), q_lin.to(self.open[1].dtype)  # of the first call
         output = torch.zeros_like(v)
         for rows in [slice(batch)] if together else [slice(b, b + 1) for b in range(batch)]:
-            seen, end = self.visible[rows.start or 0], added[rows.start or 0]
+            seen, end = (
+                counts[rows.start or 0] if batch else 0 for counts in (self.visible, added)
+            )
             keys, linear_keys, values = (one[rows] for one in self.open)
             done = 0
             while done < end:
@@ -84,10 +87,10 @@ class FlashCache:
                 for room, new in ((keys, k), (linear_keys, k_lin), (values, v)):
                     room[:, here] = new[rows, now]
                 roots = local_roots(q[rows, now], keys[:, : here.stop], scale, True, offset=fill)
-                y = roots.square_().to(v.dtype) @ values[:, : here.stop]
+                y = roots.square_().to(values.dtype) @ values[:, : here.stop]
                 if seen > fill:
                     share = self.state[rows] / (seen - fill if mean else chunk)
-                    y += q_lin[rows, now] @ share.to(v.dtype)  # (2)
+                    y += q_lin[rows, now] @ share.to(values.dtype)  # (2)
                 output[rows, now] = y
                 seen, done = seen + take, done + take
                 if seen % chunk == 0:

@@ -135,8 +135,7 @@ class GatedAttentionUnit(nn.Module):
         u, v = F.silu(self.gate_value(x)).chunk(2, dim=-1)  # (1)
         q, k = self.base(x, position_ids).unbind(1)  # (2)
         if cache is not None:
-            cache.append(k, v, attention_mask)
-            k, v, attention_mask = cache.keys[:, :end], cache.values[:, :end], cache.kept
+            k, v, attention_mask = cache.append(k, v, attention_mask)
         attended = gau_attention(
             q,
             k,

@@ -1,7 +1,6 @@
 """Keys and values of an attention layer, kept from call to call while tokens are decoded.
 
-    cache.append(k, v, kept)            T grows by the tokens of the call
-    cache.keys[..., :cache.length, :]   everything seen so far
+    k, v, kept = cache.append(k, v, kept)     in: L tokens of a call, out: all T seen so far
 
 A buffer is made larger by doubling, so a token costs O(1) copies, not one of all keys. What is
 stored is detached: decoding is for inference.
@@ -30,9 +29,10 @@ class KeyValueCache:
     Example:
         >>> import torch
         >>> cache = KeyValueCache()
-        >>> cache.append(torch.ones(1, 3, 2), torch.ones(1, 3, 4), None)
-        >>> cache.length, cache.keys.shape, cache.values.shape
-        (3, torch.Size([1, 3, 2]), torch.Size([1, 3, 4]))
+        >>> for _ in range(2):
+        ...     keys, values, kept = cache.append(torch.ones(1, 3, 2), torch.ones(1, 3, 4), None)
+        >>> cache.length, keys.shape, values.shape
+        (6, torch.Size([1, 6, 2]), torch.Size([1, 6, 4]))
     """
 
     def __init__(self) -> None:
@@ -46,8 +46,15 @@ class KeyValueCache:
         keys: Float[Tensor, "B *key_heads L d"],
         values: Float[Tensor, "B *value_heads L e"],
         kept: Bool[Tensor, "B L"] | None,
-    ) -> None:
+    ) -> tuple[
+        Float[Tensor, "B *key_heads T d"],
+        Float[Tensor, "B *value_heads T e"],
+        Bool[Tensor, "B T"] | None,
+    ]:
         """Add the tokens of a call; the room doubles when it is full.
+
+        Returns:
+            Keys, values and mask of all tokens seen, views without a gradient.
 
         Raises:
             ValueError: another number of sequences than the cache holds.
@@ -65,6 +72,7 @@ class KeyValueCache:
         self.keys = _written(self.keys, keys.detach(), start)
         self.values = _written(self.values, values.detach(), start)
         self.length = end
+        return self.keys[..., :end, :], self.values[..., :end, :], self.kept
 
     def reorder(self, rows: Int[Tensor, " rows"]) -> None:
         """Take these rows, in this order, as beam search does."""

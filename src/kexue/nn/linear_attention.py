@@ -117,7 +117,7 @@ def _causal(
     )  # (B, H, C, c, ·)
     sums = phi_k.mT @ values  # (B, H, C, m, d + 1), of every chunk
     if before is None:
-        before = torch.zeros_like(sums[:, :, 0])
+        before = sums.new_zeros(*sums.shape[:2], *sums.shape[3:])
     prefix = torch.cat([before.unsqueeze(2), sums], dim=2).cumsum(dim=2)  # (B, H, C + 1, m, d + 1)
     inside = (phi_q @ phi_k.mT).tril() @ values  # (B, H, C, c, d + 1)
     read = phi_q @ prefix[:, :, :-1] + inside  # (3)

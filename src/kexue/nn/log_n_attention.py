@@ -191,10 +191,8 @@ class LogNAttention(nn.Module):
         if self.rope:
             k = apply_rotary(k, positions.unsqueeze(1), self.rope_base)
         if cache is not None:
-            cache.append(k, v, kept)
-            if offset and cache.keys is not None and cache.values is not None:
-                k, v = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-                kept = cache.kept
+            seen = cache.append(k, v, kept)
+            k, v, kept = seen if offset else (k, v, kept)
         if self.scale is not None:
             n = self._counts(kept, length, k.shape[2], offset, x.device)
             n = n.to(torch.promote_types(q.dtype, torch.float32))  # bf16 has no 257

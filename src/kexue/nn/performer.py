@@ -132,21 +132,26 @@ class PerformerAttention(nn.Module):
         self.omega: Tensor
         self.seed: Tensor
         self.calls: Tensor
-        if seed is None:
-            seed = int(torch.randint(2**62, (), device="cpu"))
-        first = orthogonal_gaussian(num_features, head_dim, norm, _generator(seed, 0))
-        self.register_buffer("omega", first.to(self.out.weight))
-        self.register_buffer("seed", torch.tensor(seed))
+        self.first_seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
+        self.register_buffer("omega", self.out.weight.new_empty(num_features, head_dim))
+        self.register_buffer("seed", torch.tensor(0))
         self.register_buffer("calls", torch.tensor(0))
         self._clock = torch.full((), -1, dtype=torch.long, device="cpu")  # calls, on the host
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Matrices: Xavier's uniform, as in torch's MultiheadAttention; biases: zero."""
+        """Matrices: Xavier's uniform, as in torch's MultiheadAttention; biases: zero.
+
+        The directions are the first ones of the layer's seed again.
+        """
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.xavier_uniform_(self.out.weight)
         if self.qkv.bias is not None:
             nn.init.zeros_(self.qkv.bias)
+        self.redraw(self.first_seed)
+        with torch.no_grad():
+            self.calls.zero_()
+        self._clock.fill_(-1)  # unknown: read from `calls` at the next training call
 
     def new_cache(self) -> PerformerCache:
         """An empty cache for decoding; only a causal layer has one."""
@@ -221,7 +226,7 @@ class PerformerAttention(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
-        self._clock.fill_(-1)  # unknown: read from `calls` at the next training call
+        self._clock.fill_(-1)
 
     def extra_repr(self) -> str:
         return (

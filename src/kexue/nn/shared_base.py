@@ -93,9 +93,11 @@ class SharedBase(nn.Module):
         self, x: Float[Tensor, "B L D"], positions: Int[Tensor, "#B L"]
     ) -> Float[Tensor, "B M L s"]:
         z = F.silu(self.projection(x)).unsqueeze(1)  # (B, 1, L, s)  (1)
-        maps = z * self.gamma.unsqueeze(1).to(z.dtype)  # (B, M, L, s)
-        if self.beta is not None:
-            maps = maps + self.beta.unsqueeze(1).to(z.dtype)
+        gamma = self.gamma.unsqueeze(1).to(z.dtype)  # (M, 1, s)
+        if self.beta is None:
+            maps = z * gamma  # (B, M, L, s)
+        else:
+            maps = torch.addcmul(self.beta.unsqueeze(1).to(z.dtype), z, gamma)
         return apply_rotary(maps, positions.unsqueeze(1)) if self.rope else maps  # (2)
 
     def extra_repr(self) -> str:

@@ -209,10 +209,8 @@ class SizedHeadsAttention(nn.Module):
             q, k = (apply_rotary(one, positions.unsqueeze(1), self.rope_base) for one in (q, k))
         offset = 0 if cache is None else cache.length
         if cache is not None:
-            cache.append(k, v, kept)
-            if offset and cache.keys is not None and cache.values is not None:
-                k, v = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-                kept = cache.kept
+            seen = cache.append(k, v, kept)
+            k, v, kept = seen if offset else (k, v, kept)
         return Projected(x, q, k, v, kept, offset, position_bias)
 
     def _merged(self, heads: Float[Tensor, "B Hv L e"]) -> Tensor:

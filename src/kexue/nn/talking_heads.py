@@ -95,7 +95,7 @@ def talking_heads(
         k, v = (x.masked_fill(~attention_mask[:, None, :, None], 0.0) for x in (k, v))
     q_len, k_len = q.shape[2], k.shape[2]
     size = block or _block_rows(q.shape[0] * heads * k_len, q.device)
-    starts = range(0, q_len, size)
+    starts = range(0, max(q_len, 1), size)
     again = len(starts) > 1 and torch.is_grad_enabled()
     found = []
     with torch.autocast(q.device.type, enabled=False):
@@ -165,7 +165,7 @@ def _mixed(maps: Float[Tensor, "B I R K"], mixing: Mixing | None) -> Float[Tenso
     mixing = mixing.to(maps.dtype).mT  # (O, I)
     if mixing.ndim == 2:
         flat = torch.bmm(mixing.expand(len(maps), -1, -1), maps.flatten(2))  # (B, O, R K)
-        return flat.view(len(flat), -1, *maps.shape[2:])
+        return flat.view(len(maps), len(mixing), *maps.shape[2:])
     by_row: Tensor = mixing @ maps.transpose(1, 2)  # (B, R, O, K)
     return by_row.transpose(1, 2)
 

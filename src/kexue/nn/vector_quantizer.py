@@ -51,6 +51,7 @@ class VectorQuantizer(nn.Module):
 
     Attributes:
         codebook: (H, c, k), (5); kept in float32 (or float64) and saved, like its sums and counts.
+        used: the codebook that the codes of the last call belong to.
 
     Raises:
         ValueError: a size below 1, decay outside [0, 1), negative reseed_below.
@@ -90,6 +91,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("code_sums", torch.empty(heads, num_codes, dim))
         self.register_buffer("code_counts", torch.empty(heads, num_codes))
         self.register_buffer("seeded", torch.empty((), dtype=torch.bool))
+        self.used = self.codebook
         self.reset_parameters()
 
     @torch.no_grad()
@@ -105,8 +107,9 @@ class VectorQuantizer(nn.Module):
     ) -> tuple[Float[Tensor, "B H N k"], Int[Tensor, "B H N"], Float[Tensor, ""]]:
         """Quantise: (1), (2), (3); in training mode the codebook then takes step (4), (5).
 
-        The codes belong to the codebook as it was before the step: keep a copy of it where it is
-        still needed after this call.
+        The codes belong to the codebook as it was before the step: `used`. A forward pass that is
+        computed again in the backward pass (`torch.utils.checkpoint`) takes that codebook and no
+        step.
 
         Args:
             keys: of every head.
@@ -120,17 +123,21 @@ class VectorQuantizer(nn.Module):
         if mask is not None:
             wide = wide.masked_fill(~mask[:, None, :, None], 0.0)
         known = wide.detach()
-        if self.training:
+        learns = self.training and not _recomputes()
+        if learns:
             self._seed_once(known, mask)
-        codes = nearest_code(known, self.codebook)
-        chosen = _pick(self.codebook, codes)  # (B, H, N, k)
+        if learns or not self.training:
+            kept = learns or torch.is_grad_enabled()  # for a backward pass
+            self.used = self.codebook.clone() if kept else self.codebook
+        codes = nearest_code(known, self.used)
+        chosen = _pick(self.used, codes)  # (B, H, N, k)
         error = (wide - chosen).square().sum((1, 3))  # (B, N)
         if mask is None:
-            commit_loss = error.mean()
+            commit_loss = error.sum() / max(error.numel(), 1)
         else:
             commit_loss = (error * mask).sum() / mask.sum().clamp(min=1)  # (3)
         k_hat = chosen + (wide - known)  # (2), in the order that gives the codeword exactly
-        if self.training:
+        if learns:
             self._follow(known, codes, mask, (known - chosen).square().sum(-1))
         return k_hat.to(keys.dtype), codes, commit_loss
 
@@ -173,7 +180,9 @@ class VectorQuantizer(nn.Module):
         """Codewords on evenly spaced visible keys, if none were placed; no look at the device."""
         flat = keys.transpose(0, 1).flatten(1, 2)  # (H, B·N, k)
         count = flat.shape[1]
-        order = torch.arange(count, device=keys.device)
+        if not count:  # nothing to choose from; other processes may have more
+            flat, mask = keys.new_zeros(self.heads, 1, self.dim), None
+        order = torch.arange(max(count, 1), device=keys.device)
         if mask is not None:  # visible tokens first, in their order
             order = (~mask).flatten().to(torch.int8).sort(stable=True).indices
             seen = mask.sum()
@@ -211,17 +220,17 @@ class VectorQuantizer(nn.Module):
         most = min(self.num_codes, flat.shape[1])
         worst, at = error.transpose(0, 1).flatten(1).topk(most, dim=1)  # (H, m)
         found = flat.gather(1, at[..., None].expand(-1, -1, self.dim))
+        missing = self.num_codes - most  # fewer keys than codewords: fill up with useless ones
+        found, worst = F.pad(found, (0, 0, 0, missing)), F.pad(worst, (0, missing), value=-1.0)
         if _processes() > 1:
             parts = torch.cat([found, worst[..., None]], dim=-1)
             everywhere = [torch.empty_like(parts) for _ in range(_processes())]
             distributed.all_gather(everywhere, parts)
             parts = torch.cat(everywhere, dim=1)
-            worst, at = parts[..., -1].topk(min(self.num_codes, parts.shape[1]), dim=1)
+            worst, at = parts[..., -1].topk(self.num_codes, dim=1)
             found = parts[..., :-1].gather(1, at[..., None].expand(-1, -1, self.dim))
         dead = self.code_counts < self.reseed_below  # (H, c)
         rank = (dead.cumsum(1) - 1).clamp(min=0)
-        dead = dead & (rank < worst.shape[1])
-        rank = rank.clamp(max=worst.shape[1] - 1)
         dead = dead & (worst.gather(1, rank) > 0)  # hidden, or a codeword already: not worth it
         moved = found.gather(1, rank[..., None].expand(-1, -1, self.dim))
         self.code_sums.copy_(torch.where(dead[..., None], moved, self.code_sums))
@@ -247,6 +256,11 @@ def _pick(codebook: Tensor, codes: Tensor) -> Tensor:
     H, c, d = codebook.shape
     first = torch.arange(H, device=codes.device)[:, None] * c
     return F.embedding(codes + first, codebook.reshape(H * c, d))
+
+
+def _recomputes() -> bool:
+    """Whether a backward pass is running: then this forward pass was done before."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _processes() -> int:

@@ -95,6 +95,8 @@ def vq_attention(
         tensor([2.2689, 2.7311, 2.5000, 2.0474])
     """
     _check(q, codes, codebook, v, block, bias, causal, key_mask, state)
+    if q.shape[2] == 0:
+        return v.to(q.dtype)  # (B, H, 0, v)
     wide = torch.promote_types(q.dtype, torch.float32)
     codebook = codebook.detach().to(wide)
     if key_mask is not None:  # NaN · 0 is NaN: what is hidden must go before any product
@@ -170,7 +172,6 @@ def _blocks(
     B, _, n, _ = q.shape
     c, after = codebook.shape[1], 0 if causal else 1
     fill = -n % block
-    total = n + fill
 
     def in_blocks(x: Tensor, before: int = 0, behind: int = 0) -> Tensor:
         padded = F.pad(x, (0, 0, before * block, fill + behind * block))
@@ -191,7 +192,9 @@ def _blocks(
         seen = mask.cumsum(1) if causal else mask.sum(1, keepdim=True).expand(-1, n)
         if start is not None:
             seen = seen + start[0][:, 0].sum(-1, keepdim=True)
-        empty = F.pad(seen == 0, (0, fill), value=False).view(B, 1, -1, block, 1)
+        empty = F.pad(seen == 0, (0, fill), value=False).unflatten(1, (-1, block))[
+            :, None, ..., None
+        ]
     rel_q = rel_k = None
     past = 0
     if isinstance(bias, RelativeBias):
@@ -214,7 +217,7 @@ def _blocks(
         past,
         empty,
     )  # (B, H, n/L, L, v)
-    return out.reshape(*out.shape[:2], total, -1)[:, :, :n]
+    return out.flatten(2, 3)[:, :, :n]
 
 
 def _with_state(

@@ -55,16 +55,20 @@ class BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         """The outputs, (B, H, n, L, d_v)."""
         q, _, v = inputs[:3]
         out: Tensor = q.new_empty(*q.shape[:-1], v.shape[-1])
         for group in _groups(inputs):
             probabilities, _, values = _probabilities(inputs, group)
             out[:, :, group] = probabilities @ values  # (3)
-        ctx.past = inputs[10]
-        ctx.save_for_backward(*inputs[:10], inputs[11], out)
         return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs and output."""
+        ctx.past = inputs[10]
+        ctx.save_for_backward(*inputs[:10], inputs[11], output)
 
     @staticmethod
     @once_differentiable
@@ -112,7 +116,7 @@ def _groups(inputs: tuple[Any, ...]) -> list[slice]:
     B, H, n, L, _ = q.shape
     row = codebook.shape[1] + (k.shape[2] - n + 1) * L
     budget = CPU_BYTES if q.device.type == "cpu" else DEVICE_BYTES
-    size = max(1, budget // (B * H * L * row * q.element_size()))
+    size = max(1, budget // max(1, B * H * L * row * q.element_size()))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 

@@ -146,8 +146,8 @@ class TransformerVQLayer(nn.Module):
         q, k, v, g = self.projection(x).split(self.sizes, dim=-1)
         q, k = _unit(_by_head(q, self.heads)), _unit(_by_head(k, self.heads))  # (1)
         v = _by_head(F.silu(v), self.heads)  # (B, H, L, d_v)  # (2)
-        codebook = self.quantizer.codebook.clone()  # the one of the codes: it moves while training
         k_hat, codes, self.commit_loss = self.quantizer(k, attention_mask)  # (3)
+        codebook = self.quantizer.used  # the one of the codes: it has moved while training
         shrink = self.head_dim**-0.25
         content = q + (self.content_bias * shrink)[:, None].to(q.dtype)
         bias = RelativeBias(
