@@ -17,6 +17,7 @@ Without a compiler 5 and 40 are 12 and 80 (`arrow_loops.py`).
 import math
 import mmap
 import os
+import re
 import resource
 import shutil
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "megabytes",
     "open_files",
     "parse_size",
+    "peak_resident",
     "resident",
 ]
 
@@ -77,6 +79,21 @@ def resident() -> int:
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process has held at most.
+
+    The kernel's own mark: what `getrusage` says may be that of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        status = ""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.M)
+    if found is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(found[1]) * 1024
 
 
 @dataclass(frozen=True)

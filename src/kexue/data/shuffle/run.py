@@ -21,7 +21,6 @@ Source: article 8662; scatter shuffles, Rao 1961 and Sandelius 1962; Salmon et a
 article's own two stages give a fixed share of all orders: two chunks of two lines, 16 of 24.
 """
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from pathlib import Path
 
 from kexue.data.shuffle.killed import prepared
 from kexue.data.shuffle.parquet import RowWork, holds_rows
+from kexue.data.shuffle.plan import peak_resident
 from kexue.data.shuffle.request import checked
 from kexue.data.shuffle.run_files import RunFiles
 from kexue.data.shuffle.work import Work
@@ -143,7 +143,7 @@ def shuffle_lines(
         seed=work.seed,
         buckets=work.parts,
         seconds=time.perf_counter() - began,
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory=peak_resident(),
         outputs=work.names,
     )
 

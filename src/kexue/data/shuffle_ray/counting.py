@@ -5,9 +5,10 @@ A run of S bytes in N records is read and copied into the order of buckets: 2 S 
 
 import numpy as np
 
+from kexue.data.shuffle.plan import peak_resident
 from kexue.data.shuffle_ray.cost import RANGE
 from kexue.data.shuffle_ray.ranges import Slice, Stream, record_blocks, settled
-from kexue.data.shuffle_ray.settings import Settings, Share, peak
+from kexue.data.shuffle_ray.settings import Settings, Share
 
 __all__ = ["count"]
 
@@ -44,5 +45,5 @@ def count(slices: list[Slice], settings: Settings) -> Share:
                 size = lines = 0
     if lines:
         share.runs.append((size, lines))
-    share.peak = peak()
+    share.peak = peak_resident()
     return share

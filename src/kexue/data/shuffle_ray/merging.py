@@ -16,8 +16,9 @@ import numpy as np
 from kexue.data.shuffle.loops import ENTRY
 from kexue.data.shuffle.outputs import told, write_all
 from kexue.data.shuffle.packed import compressor
+from kexue.data.shuffle.plan import peak_resident
 from kexue.data.shuffle_ray.pieces import Piece, PieceFiles, PieceObjects, ends
-from kexue.data.shuffle_ray.settings import Bucket, Settings, peak
+from kexue.data.shuffle_ray.settings import Bucket, Settings
 
 __all__ = ["concatenate", "merge", "merge_group"]
 
@@ -196,7 +197,7 @@ def merge(
         if any(left) or (whole and total % (1 << 64) != bucket.hash):
             raise ValueError(f"bucket {bucket.number}: its records are not those that were written")
         sizes.append(written)
-    return sizes, peak()
+    return sizes, peak_resident()
 
 
 def merge_group(

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from kexue.data.shuffle.outputs import told, write_all
+from kexue.data.shuffle.plan import peak_resident
 from kexue.data.shuffle_ray.ranges import Stream
-from kexue.data.shuffle_ray.settings import Settings, Share, peak
+from kexue.data.shuffle_ray.settings import Settings, Share
 
 __all__ = ["Piece", "PieceFiles", "PieceObjects", "ends", "scatter_to_file", "scatter_to_objects"]
 
@@ -97,7 +98,7 @@ def scatter_to_file(share: Share, settings: Settings, path: str) -> tuple[Array,
                 for array in (run.records, run.numbers, run.byte_ends, run.line_ends):
                     write_all(file, array.data.cast("B"))
         Path(attempt).replace(path)
-    return tally.sums, peak()
+    return tally.sums, peak_resident()
 
 
 def scatter_to_objects(share: Share, settings: Settings, edges: list[int]) -> Iterator[Any]:
@@ -113,7 +114,7 @@ def scatter_to_objects(share: Share, settings: Settings, edges: list[int]) -> It
                 byte - byte[0],
                 line - line[0],
             )
-    yield tally.sums, peak()
+    yield tally.sums, peak_resident()
 
 
 class PieceFiles:

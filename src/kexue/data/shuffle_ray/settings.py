@@ -1,7 +1,6 @@
 """What the tasks of a run agree on, and what they tell one another."""
 
 import os
-import resource
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,11 @@ from kexue.data.shuffle.loops import CompiledLoops, Loops
 from kexue.data.shuffle.plan import Memory
 from kexue.data.shuffle_ray.ranges import Slice
 
-__all__ = ["Bucket", "Settings", "Share", "peak"]
+__all__ = [
+    "Bucket",
+    "Settings",
+    "Share",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -101,8 +104,3 @@ class Bucket:
     hash: int
     segments: list[tuple[str, int, int]] = field(default_factory=list)
     passes: int = 1
-
-
-def peak() -> int:
-    """Bytes that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
