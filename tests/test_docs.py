@@ -24,7 +24,16 @@ def headings(path: Path) -> list[int]:
     return [len(marks) for marks in re.findall(r"^(#+) ", prose(path), flags=re.M)]
 
 
-COMMANDS = {"find", "doctor", "clue", "pretrain", "shuffle", "audit", "lab"}
+COMMANDS = {
+    "find",
+    "doctor",
+    "clue",
+    "pretrain",
+    "shuffle",
+    "leaderboard",
+    "audit",
+    "lab",
+}
 
 
 def commands(path: Path) -> set[str]:

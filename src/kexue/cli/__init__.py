@@ -16,6 +16,7 @@ def main() -> None:
     from kexue.cli.doctor import doctor
     from kexue.cli.find import find
     from kexue.cli.lab import app as lab
+    from kexue.cli.leaderboard import leaderboard
     from kexue.cli.pretrain import pretrain
     from kexue.cli.shuffle import shuffle
 
@@ -40,6 +41,7 @@ def main() -> None:
     app.command()(audit)
     app.command()(pretrain)
     app.command()(shuffle)
+    app.command()(leaderboard)
     app.add_typer(clue, name="clue")
     app.add_typer(lab, name="lab")
     app()

@@ -1,3 +1,6 @@
-"""Tokens out: sampling and chat."""
+"""Tokens out: drawing them from a language model."""
 
-__all__: list[str] = []
+from kexue.generation.entropy_processor import EntropyLogitsProcessor
+from kexue.generation.sampling import next_token, sample
+
+__all__ = ["EntropyLogitsProcessor", "next_token", "sample"]

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kexue.probability.means import power_mean
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -136,9 +138,9 @@ def clue_means(results: Sequence[Result]) -> Means | None:
         if (names := tuple(task for task in scores if scores[task] <= 0))
     ]
     return Means(
-        Spread.of([statistics.fmean(values) for values in complete]),
-        Spread.of([_geometric(values) for values in complete]),
-        Spread.of([_harmonic(values) for values in complete]),
+        Spread.of([_mean(values, "arithmetic") for values in complete]),
+        Spread.of([_mean(values, "geometric") for values in complete]),
+        Spread.of([_mean(values, "harmonic") for values in complete]),
         len(tasks),
         tuple(zero),
     )
@@ -271,11 +273,8 @@ def _other_scores(group: Sequence[Result], metric: str) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in known.items()}
 
 
-def _geometric(values: Sequence[float]) -> float:
-    if min(values) <= 0:
-        return 0.0
-    return math.exp(statistics.fmean([math.log(value) for value in values]))
-
-
-def _harmonic(values: Sequence[float]) -> float:
-    return 0.0 if min(values) <= 0 else 1 / statistics.fmean([1 / value for value in values])
+def _mean(values: Sequence[float], name: str) -> float:
+    """A mean over tasks; a score below zero counts as zero where only positive ones are defined."""
+    if name == "arithmetic":
+        return statistics.fmean(values)
+    return float(power_mean([max(value, 0.0) for value in values], name))
