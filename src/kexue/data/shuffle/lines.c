@@ -145,11 +145,9 @@ static inline int before(const entry *a, const entry *b) {
     return a->k != b->k ? a->k < b->k : a->t < b->t;
 }
 
-// Sorts by (k, t).  The k are spread evenly between the least and the greatest, so a few records
-// fall into each of n / 4 equal intervals: records are moved there in place, cycle by cycle, then
-// each interval is sorted by insertion.  `head` has room for 2 · intervals + 1 numbers.
-void sort_entries(entry *x, int64_t n, int64_t intervals, int64_t *head) {
-    if (n < 2) return;
+// Moves entries, cycle by cycle and in place, into equal intervals of k between the least and the
+// greatest.  `head` has room for 2 · intervals numbers; behind it, head[b] is where interval b ends.
+static void spread(entry *x, int64_t n, int64_t intervals, int64_t *head) {
     uint64_t least = ~0ull, most = 0;
     for (int64_t j = 0; j < n; j++) {
         least = x[j].k < least ? x[j].k : least;
@@ -159,7 +157,7 @@ void sort_entries(entry *x, int64_t n, int64_t intervals, int64_t *head) {
     uint64_t scale = (uint64_t)((((wide)intervals << 64) - 1) / range);  // floor, so never beyond
     int64_t *tail = head + intervals;
     #define INTERVAL(e) ((int64_t)(((wide)((e).k - least) * scale) >> 64))
-    memset(head, 0, (2 * intervals + 1) * sizeof *head);
+    memset(head, 0, 2 * intervals * sizeof *head);
     for (int64_t j = 0; j < n; j++) tail[INTERVAL(x[j])]++;
     int64_t sum = 0;
     for (int64_t b = 0; b < intervals; b++) head[b] = sum, sum += tail[b], tail[b] = sum;
@@ -172,13 +170,28 @@ void sort_entries(entry *x, int64_t n, int64_t intervals, int64_t *head) {
             }
             x[head[b]++] = one;
         }
+    #undef INTERVAL
+}
+
+enum { MANY = 1 << 15, GROUPS = 1024 };  // entries beyond the cache are first cut into groups
+
+// Sorts by (k, t).  The k are spread evenly, so a few records fall into each of n / 4 intervals;
+// what is left is done by insertion.  `head` has room for n / 2 + 2 · GROUPS + 2 numbers.
+void sort_entries(entry *x, int64_t n, int64_t *head) {
+    if (n > MANY) {
+        spread(x, n, GROUPS, head);
+        for (int64_t b = 0, start = 0; b < GROUPS; start = head[b++])
+            if (head[b] - start > 1 && head[b] - start < n)
+                sort_entries(x + start, head[b] - start, head + 2 * GROUPS);
+    } else if (n > 1) {
+        spread(x, n, n / 4 + 1, head);
+    }
     for (int64_t j = 1; j < n; j++) {
         entry one = x[j];
         int64_t to = j;
         for (; to > 0 && before(&one, x + to - 1); to--) x[to] = x[to - 1];
         x[to] = one;
     }
-    #undef INTERVAL
 }
 
 // Copies records in the order of their entries until `lines` are copied or `room` is full.

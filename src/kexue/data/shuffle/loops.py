@@ -108,7 +108,7 @@ class CompiledLoops:
         self._scan = function("scan", "xnxnxnx", "long")
         self._scatter = function("scatter", "xxnxnnxnxxxxxxx")
         self._enter = function("enter", "xnnxnxnnnx", "long")
-        self._sort = function("sort_entries", "xnnx")
+        self._sort = function("sort_entries", "xnx")
         self._gather = function("gather", "xnxnxnxnxx", "long")
         self._hash = function("hash_record", "xn", "long")
 
@@ -160,9 +160,8 @@ class CompiledLoops:
         return used
 
     def sort(self, entries: Array) -> None:
-        intervals = max(1, len(entries) // 4)
-        heads = np.empty(2 * intervals + 1, np.int64)  # named, so that it lives through the call
-        self._sort(at(entries), len(entries), intervals, at(heads))
+        heads = np.empty(len(entries) // 2 + 8192, np.int64)  # named: it lives through the call
+        self._sort(at(entries), len(entries), at(heads))
 
     def gather(
         self, data: Bytes, delimiter: bytes, entries: Array, out: Bytes

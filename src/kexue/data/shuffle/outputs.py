@@ -124,8 +124,9 @@ class Outputs:
             # "r+b" keeps what stands before the offset
             mode = "r+b" if offset else "wb"
             self.file = Path(self.name).open(mode, buffering=0)  # noqa: SIM115
-            self.file.truncate(offset)
-            self.file.seek(offset)
+            if offset:  # cutting an empty file to nothing makes ext4 write it out when it is closed
+                self.file.truncate(offset)
+                self.file.seek(offset)
         if not offset and self.header:
             self.put(memoryview(self.header))
 
