@@ -161,7 +161,8 @@ def _curves(folder: RunFolder, results: Sequence[Result]) -> Html:
 
 
 def _sample(result: Result) -> Html:
-    return details(str(result["layer"]), tag("pre", str(result["sample"])), open=True)
+    wrapped = tag("pre", str(result["sample"]), style="white-space: pre-wrap")
+    return details(str(result["layer"]), wrapped, open=True)
 
 
 def _run(config: Result, environment: Result) -> Html:
