@@ -11,8 +11,9 @@ One row of `length` tokens goes through each contender forward and backward, in 
   with 256 features, and performer-pytorch where that is installed.
 - "decoding": milliseconds per token with a cache that holds 1,000 … 100,000 tokens.
 
-Contenders take turns; the table gives medians, the median ratio within a round to the first one,
-and the growth from one length to the next. Peak memory is that of a process of its own per
+Contenders take turns on one thread; times are CPU time, which other work on the machine disturbs
+least. The table gives medians, the median ratio within a round to the first contender, and the
+growth from one length to the next. Peak memory is that of a process of its own per
 contender and length: what one forward and backward pass adds to the loaded model.
 """
 
@@ -121,10 +122,10 @@ def timed(kind, length, skip, rounds):
     taken = {name: [] for name in made}
     for number in range(rounds + 1):
         for name, module in made.items():
-            began = time.perf_counter()
+            began = time.process_time()
             step(module, x)
             if number:
-                taken[name].append(1e3 * (time.perf_counter() - began))
+                taken[name].append(1e3 * (time.process_time() - began))
     return taken
 
 
