@@ -27,7 +27,7 @@ demo: $(BIN)/.stamp-run  ## all eleven CLUE tasks on built-in data with the buil
 	$(BIN)/kexue clue train all --data mini --model tiny --out $(DEMO_OUT) --overwrite
 
 test: $(BIN)/.stamp-dev  ## every test: with shape checks on two workers, then the compiled ones apart
-	$(SEED_ENV) $(BIN)/python -m pytest -n 2 -m 'not compiled' --doctest-modules src tests --jaxtyping-packages=kexue,beartype.beartype
+	$(SEED_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not compiled' --doctest-modules src tests --jaxtyping-packages=kexue,beartype.beartype
 	$(SEED_ENV) $(BIN)/python -m pytest -m compiled tests
 
 check: $(BIN)/.stamp-dev  ## format, lint, types, import contract

@@ -38,6 +38,9 @@ QUIET = {"progress": False, "warn": lambda text: None, "memory": "500MB", "seed"
 EXCHANGES = ("shared", "objects")
 
 
+pytestmark = pytest.mark.xdist_group("ray")  # two clusters at once get in each other's way
+
+
 @pytest.fixture(scope="module")
 def ray():
     """Ray with two CPUs on this machine, without dashboard or network."""

@@ -8,6 +8,13 @@ from families.shuffling import below, the_loops
 from kexue.data.shuffle import shuffle_lines
 
 
+@pytest.fixture(autouse=True)
+def _small_process(monkeypatch):
+    """The process that runs all tests may hold gigabytes; a limit is for what a shuffle holds."""
+    for module in ("request", "parquet"):
+        monkeypatch.setattr(f"kexue.data.shuffle.{module}.resident", lambda: 60_000_000)
+
+
 @pytest.fixture
 def shuffle(tmp_path):
     """Shuffles bytes in files; returns the bytes of the outputs in the order of their names."""
