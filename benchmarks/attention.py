@@ -83,7 +83,7 @@ def contenders(kind):
     two = {
         "FLASH": lambda: FlashLayer(width, chunk_size=256, causal=True),
         "GAU": lambda: GatedAttentionUnit(width, causal=True),
-        "Transformer-VQ": lambda: TransformerVQLayer(width),
+        "Transformer-VQ": lambda: TransformerVQLayer(width, causal=True),
     }
     if find_spec("flash_pytorch"):
 
@@ -163,7 +163,7 @@ def decoding(lengths, calls=64):
     makers = {
         "FLASH": lambda: FlashLayer(256, chunk_size=256, causal=True),
         "Performer": lambda: PerformerAttention(256, 4, num_features=256, causal=True),
-        "Transformer-VQ": lambda: TransformerVQLayer(256),
+        "Transformer-VQ": lambda: TransformerVQLayer(256, causal=True),
     }
     table = []
     for name, make in makers.items():
