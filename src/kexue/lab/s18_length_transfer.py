@@ -9,7 +9,7 @@ attention units with one of the six maps learn at 128 letters alone and are then
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -68,8 +68,8 @@ class Reader(nn.Module):
 
     def freeze(self, length: int | None) -> None:
         """The n of every row: a number, or None for the count."""
-        for unit in self.units:
-            assert isinstance(unit, GatedAttentionUnit)
+        units: Any = self.units
+        for unit in units:
             unit.length = length
 
     def forward(self, text: Tensor) -> Tensor:

@@ -155,16 +155,15 @@ class CAN:
     def _corrected(self, low: Tensor) -> Tensor:
         eye = torch.eye(low.shape[1], dtype=low.dtype, device=low.device)
         counted = self.counts if self.prior is None else self.prior
+        if counted is None:
+            raise ValueError("no prior is known: fit with labels, or give prior=")
         prior = torch.ones(low.shape[1]) if isinstance(counted, str) else counted
-        assert prior is not None
         pi = checked_prior(prior, low)
         if self.steps == 1 and self.total is not None:
             return closed_form(low, self.total.to(low), pi, self.alpha)
         trusted = torch.cat(self.trusted).to(low) if self.confident_rows else eye
         options = {"alpha": self.alpha, "steps": self.steps, "chunk": self.chunk}
-        found = can_correct(low, trusted, pi, **options)  # type: ignore[arg-type]
-        assert isinstance(found, Tensor)
-        return found
+        return torch.as_tensor(can_correct(low, trusted, pi, **options))  # type: ignore[arg-type]
 
     def _unsure(self, rows: Tensor) -> Tensor:
         return uncertainty_of(rows, clipped(self.k, rows.shape[1]), self.uncertainty)
@@ -213,11 +212,10 @@ def can_multilabel(
 
 
 def _probabilities(p: Rows | None, logits: Rows | None) -> Tensor:
-    if (p is None) == (logits is None):
-        raise ValueError("give exactly one of p and logits")
-    if p is not None:
+    if p is not None and logits is None:
         return checked_rows(p, "p")
-    assert logits is not None
+    if p is not None or logits is None:
+        raise ValueError("give exactly one of p and logits")
     raw = torch.as_tensor(logits)
     wide = torch.float64 if isinstance(logits, np.ndarray) else torch.float32
     return checked_rows(raw.to(torch.promote_types(raw.dtype, wide)).softmax(1), "softmax(logits)")

@@ -137,9 +137,7 @@ def entropy_normalize(
         >>> entropy_normalize(logits=torch.zeros(4), perplexity=4.0)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check_options(p, logits, target_entropy, perplexity, tol, max_iter, on_unreachable, method)
-    given = p if logits is None else logits
-    assert given is not None
+    given = _checked(p, logits, target_entropy, perplexity, tol, max_iter, on_unreachable, method)
     wide = given.to(torch.promote_types(given.dtype, torch.float32)).movedim(dim, -1)
     seen = None if mask is None else mask.broadcast_to(given.shape).movedim(dim, -1)
     rows = wide.reshape(-1, wide.shape[-1])  # (R, n)
@@ -275,7 +273,7 @@ def _target(
     return wanted.broadcast_to(x.shape[:-1])
 
 
-def _check_options(
+def _checked(
     p: Tensor | None,
     logits: Tensor | None,
     target_entropy: float | int | Tensor | None,
@@ -284,7 +282,8 @@ def _check_options(
     max_iter: int,
     on_unreachable: str,
     method: str,
-) -> None:
+) -> Tensor:
+    """The one of p and logits that was given, once all options are good."""
     given = p if logits is None else logits
     if given is None or (p is not None and logits is not None):
         raise ValueError("give exactly one of p and logits")
@@ -302,3 +301,4 @@ def _check_options(
         raise ValueError(f'on_unreachable must be "raise" or "clamp", got {on_unreachable!r}')
     if method not in get_args(Method):
         raise ValueError(f'method must be "newton" or "article", got {method!r}')
+    return given

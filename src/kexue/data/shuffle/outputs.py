@@ -210,9 +210,9 @@ class Outputs:
                     with told(name):
                         temporary.replace(name)
                 part += 1
-            except Exception:
-                raise
             except BaseException as error:
+                if isinstance(error, Exception):
+                    raise
                 interrupt = error
         if self.fsync and not self.stdout:
             sync_folder(Path(self.names[0]).parent)

@@ -101,8 +101,9 @@ class Unpacked(io.RawIOBase):
 
     def readinto(self, to: Any) -> int:
         """Raises ValueError, or what the unpackers raise, where the file is damaged."""
-        while not self.ready and self.more():
-            pass  # a member may be empty
+        while not self.ready:  # a member may be empty
+            if not self.more():
+                break
         size = min(len(to), len(self.ready))
         to[:size], self.ready = self.ready[:size], self.ready[size:]
         return size
