@@ -11,7 +11,7 @@
 - Shapes: as many bytes in lines of 100 bytes and of 10 KB; ten million empty lines.
 
 Contenders take turns. Best and median of wall time, CPU seconds, and the greatest memory of all
-processes together: resident pages, sampled every 10 ms, and no less than the peak of one of them,
+processes together: resident pages, sampled every 50 ms, and no less than the peak of one of them,
 which the system keeps. How well each output is mixed is measured once, outside the clock.
 """
 
@@ -180,7 +180,7 @@ def timed(command, stdout=None, env=None):
 
     def watch():
         nonlocal peak
-        while not stop.wait(0.01):
+        while not stop.wait(0.05):
             now, most = zip(*map(memory_of, family(child.pid)), strict=True)
             peak = max(peak, sum(now), *most)
 

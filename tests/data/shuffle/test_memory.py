@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from families.shuffling import peak_of
+from families.shuffling import peak_of, the_loops
+from kexue.data.shuffle import plan_shuffle, shuffle_lines
 from kexue.data.shuffle.loops import CompiledLoops
 from kexue.data.shuffle.plan import Arena, Memory, buckets_for, parse_size
 
@@ -107,6 +108,25 @@ def test_a_limit_below_what_is_needed_is_refused_with_the_least(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="this process holds 900 MB before it begins"):
         Memory(1000 * MB, 900 * MB)
+
+
+@pytest.mark.parametrize("loops", ["compiled", "arrow"])
+@pytest.mark.parametrize("held", [0.06, 1.6, 9.0])
+def test_without_a_limit_a_process_that_holds_much_has_room_for_a_shuffle(
+    tmp_path, monkeypatch, held, loops
+):
+    base = round(held * 1e9)
+    made = the_loops(loops)
+    monkeypatch.setattr("kexue.data.shuffle.request.resident", lambda: base)
+    monkeypatch.setattr("kexue.data.shuffle.request.loops", lambda: made)
+    (tmp_path / "in").write_bytes(b"b\na\n")
+    plan = plan_shuffle(tmp_path / "in", tmp_path / "out")
+    assert plan.memory == 2 * 10**9 or plan.memory - base > 10**9
+    report = shuffle_lines(tmp_path / "in", tmp_path / "out", progress=False)
+    assert report.lines == 2 and report.buckets == 1
+    if held > 1:
+        with pytest.raises(ValueError, match=r"memory must be at least [\d,.]+ [MG]B .* got 2,000 MB"):
+            shuffle_lines(tmp_path / "in", tmp_path / "o", memory="2GB", progress=False)
 
 
 @pytest.mark.parametrize("blocks", [5, 12])

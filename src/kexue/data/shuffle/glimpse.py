@@ -96,7 +96,7 @@ def plan_shuffle(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    memory: str | int = "2GB",
+    memory: str | int | None = None,
     seed: int | None = None,
     threads: int | None = None,
     tmp_dir: str | Path | None = None,

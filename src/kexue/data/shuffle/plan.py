@@ -36,6 +36,7 @@ __all__ = [
     "parse_size",
     "peak_resident",
     "resident",
+    "usual_limit",
 ]
 
 LEAST_MEMORY = 128_000_000
@@ -70,6 +71,16 @@ def parse_size(text: str | int) -> int:
     if not 0 < size < math.inf:
         raise ValueError(f"a size must be positive, got {text!r}")
     return int(size)
+
+
+def usual_limit(held: int) -> int:
+    """The memory limit where none is given: 2 GB, and 1 GB of data beside what is `held`.
+
+    Example:
+        >>> usual_limit(60_000_000), usual_limit(1_500_000_000)
+        (2000000000, 3360000000)
+    """
+    return max(2 * 10**9, (held + SLACK + 10**9) * 4 // 3)
 
 
 def resident() -> int:

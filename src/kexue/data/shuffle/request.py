@@ -15,7 +15,7 @@ from kexue.data.shuffle.inputs import Inputs, expand, unpacking_memory
 from kexue.data.shuffle.loops import Loops, loops
 from kexue.data.shuffle.outputs import Outputs, is_part, older_parts
 from kexue.data.shuffle.packed import CODERS
-from kexue.data.shuffle.plan import Memory, parse_size, resident
+from kexue.data.shuffle.plan import Memory, parse_size, resident, usual_limit
 from kexue.data.shuffle.progress import Progress
 
 __all__ = ["Request", "checked"]
@@ -114,7 +114,7 @@ def checked(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    memory: str | int,
+    memory: str | int | None,
     seed: int | None,
     threads: int | None,
     tmp_dir: str | Path | None,
@@ -180,14 +180,15 @@ def checked(
     )
 
 
-def divided(memory: str | int, paths: list[str], output: str) -> Memory:
+def divided(memory: str | int | None, paths: list[str], output: str) -> Memory:
     """The memory limit, less what is there and what compression takes."""
     engine = loops()  # before the memory is looked at, which it may fill with a package
     packed = CODERS.get(Path(output).suffix.lstrip("."), 0) if output != "-" else 0
+    base, coders = resident(), packed + unpacking_memory(paths) + engine.spare
     return Memory(
-        parse_size(memory),
-        resident(),
-        coders=packed + unpacking_memory(paths) + engine.spare,
+        usual_limit(base + coders) if memory is None else parse_size(memory),
+        base,
+        coders=coders,
         per_line=engine.per_line,
         blocks=engine.blocks,
     )

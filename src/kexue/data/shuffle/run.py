@@ -65,7 +65,7 @@ def shuffle_lines(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    memory: str | int = "2GB",
+    memory: str | int | None = None,
     seed: int | None = None,
     threads: int | None = None,
     tmp_dir: str | Path | None = None,
@@ -86,7 +86,8 @@ def shuffle_lines(
     Args:
         inputs: files, patterns, or "-" for standard input; .gz, .zst, .xz, .bz2 by their content.
         output: a file, or "-" for standard output; compressed by its suffix.
-        memory: what the whole process may hold, at least 128 MB.
+        memory: what the whole process may hold, at least 128 MB. Default: 2 GB, and in a process
+            that holds much already 1 GB for the shuffle beside that.
         seed: of the order, below 2^64; None: drawn, and told in the report.
         threads: 1 works alone; more scatter, load and write beside the main thread. Default: the
             cores, at most 4.
