@@ -11,7 +11,7 @@ from scipy import stats
 
 from kexue.analysis.leaderboard import Leaderboard, built_in
 from kexue.analysis.leaderboard.bootstrap import task_counts
-from kexue.analysis.leaderboard.ranks import average_ranks, ranks
+from kexue.analysis.leaderboard.ranks import average_ranks, kendall, ranks, spearman
 from kexue.analysis.leaderboard.table import ScoreTable
 
 MEANS = ("arithmetic", "geometric", "harmonic")
@@ -253,6 +253,21 @@ def test_agreement_is_scipys():
     assert found.spearman == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 5))
+def test_with_ties_tau_b_rho_and_ranks_are_scipys(seed, models, levels):
+    a, b = np.random.default_rng(seed).integers(0, levels, (2, models)).astype(float)
+    tau, rho = kendall(a, b), spearman(a, b)
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert math.isnan(tau)
+        assert math.isnan(rho)
+    else:
+        assert tau == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
+        assert rho == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    np.testing.assert_array_equal(ranks(a), stats.rankdata(-a, method="min"))
+    np.testing.assert_array_equal(average_ranks(a), stats.rankdata(-a, method="average"))
+
+
 def test_resampled_ranks_lie_between_one_and_the_number_of_models():
     for over_many in (5, 12):
         found = board(some(4, tasks=over_many)).bootstrap(500)
@@ -304,6 +319,17 @@ def test_pairwise_wins_are_those_counted_by_hand():
         for m in range(6)
     ]
     assert board(scores).aggregate("wins").tolist() == pytest.approx(beaten)
+
+
+def test_weighted_borda_and_wins_are_those_counted_by_hand():
+    scores, weights = some(9).round(-1), np.array([1, 0, 2.5, 4, 1])
+    found = board(scores, weights.tolist())
+    share = 5 * weights / weights.sum()
+    for m, x in enumerate(scores):
+        others = np.delete(scores, m, axis=0)
+        points = ((x > others) + (x == others) / 2) @ share
+        assert found.borda()[m] == pytest.approx(points.sum(), abs=1e-12)
+        np.testing.assert_allclose(np.delete(found.pairwise()[m], m), points, atol=1e-12)
 
 
 def test_a_task_without_weight_counts_nowhere():

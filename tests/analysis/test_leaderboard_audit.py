@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kexue.analysis.leaderboard import Leaderboard, Rule, audit_averages, built_in, traps
-from kexue.analysis.leaderboard.audit import decimals_of, known_pairs
+from kexue.analysis.leaderboard.audit import _subsets, decimals_of, known_pairs
 from kexue.analysis.leaderboard.table import ScoreTable
 from kexue.probability.means import MEANS, power_mean
 
@@ -118,6 +118,14 @@ def test_a_wide_table_is_searched_by_few_columns_left_out_and_in_time():
     assert found.common[0] == Rule("arithmetic", ("t0", "t1"))
 
 
+def test_a_very_wide_table_is_searched_by_fewer_columns_left_out():
+    scores = some(models=2, tasks=120)
+    values = {f"m{m}": float(v) for m, v in enumerate(scores[:, 1:].mean(axis=1).round(6))}
+    found = audit_averages(table(scores), values)
+    assert found.common[0] == Rule("arithmetic", ("t0",))
+    assert [len(_subsets(n)) for n in (67, 68, 317)] == [100_367, 4_693, 635]
+
+
 def test_an_average_of_nobody_or_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one row"):
         audit_averages(table(some()), {})
@@ -184,7 +192,7 @@ def test_diagnostic_columns_are_named(name):
     assert "RTE" not in where(findings([[90, 91.0], [80, 81]], ["RTE", name]), "warn")
 
 
-@pytest.mark.parametrize("name", ["WER", "error rate", "dev_loss", "perplexity", "RMSE"])
+@pytest.mark.parametrize("name", ["WER", "error rate", "dev_loss", "perplexity", "RMSE", "rank"])
 def test_columns_where_less_is_better_are_named(name):
     assert name in where(findings([[90, 91.0], [80, 81]], ["RTE", name]), "warn")
 
@@ -204,6 +212,12 @@ def test_a_leader_that_hangs_on_the_mean_or_on_one_task_is_named():
 def test_gaps_within_rounding_are_ties():
     found = findings([[90.0, 80.0], [90.02, 80.02]])
     assert any("a tie at one decimal" in one.en for one in found)
+
+
+def test_of_many_gaps_within_rounding_the_first_are_named_and_the_others_counted():
+    found = findings([[90 - 0.01 * m, 80.0] for m in range(20)])
+    assert sum("a tie at one decimal" in one.en for one in found) == 5
+    assert any(one.en.startswith("14 more neighbours in the order") for one in found)
 
 
 def test_a_single_seed_is_remarked_on():

@@ -41,6 +41,7 @@ def test_a_table_is_a_heading_and_a_line_per_model():
         "# where from\n# and when\nmodel,A,B\n\nx,90.5 %,80%\ny , 70.25,60\n",
         "model,A,B,\r\nx,90.5,80,\r\ny,70.25,60,\r\n",  # a spreadsheet's empty last column
         "model,A,B\nx,9.05e1,+80\ny,70.25,60.\n",
+        '"model";"A";"B"\r\n"x";"90,5";80\r\n"y";"70,25";60\r\n',
     ],
 )
 def test_the_ways_of_writing_a_table_are_the_same_table(text):
@@ -48,6 +49,24 @@ def test_the_ways_of_writing_a_table_are_the_same_table(text):
     assert found.models == ("x", "y")
     assert found.columns == ("A", "B")
     assert found.cells.tolist() == [[90.5, 80], [70.25, 60]]
+
+
+def test_the_mark_between_cells_is_the_one_that_gives_all_rows_equal_length():
+    found = csv("model;Acc, dev;F1, dev, mean of 3\nx;90,5;80\ny;70;60\n")
+    assert found.columns == ("Acc, dev", "F1, dev, mean of 3")
+    assert found.cells.tolist() == [[90.5, 80], [70, 60]]
+    assert csv('model,"A; b; c; d",B\nx,90,80').columns == ("A; b; c; d", "B")
+
+
+def test_a_line_break_within_quotes_is_a_space():
+    assert csv('model,"A\nhard"\n"x\n large",90').models == ("x large",)
+    with pytest.raises(ValueError, match=r"t\.csv:4: row 'y', column 'A': 'bad' is no score"):
+        csv('model,A\n"x\nlarge",90\ny,bad\n')
+
+
+def test_the_minus_sign_of_mathematics_is_one():
+    assert csv("m,A,B\nx,\u22123.5,\u2212").cells[0, 0] == -3.5
+    assert math.isnan(csv("m,A,B\nx,1,\u2212").cells[0, 1])
 
 
 def test_two_metrics_of_a_task_stand_in_one_cell_and_are_averaged():
@@ -93,6 +112,9 @@ def test_the_tables_own_average_is_no_task():
         ("m,A\nx,90/91\ny,90\n", "column 'A' has 2 .* in row 'x' and 1 in row 'y'"),
         ("m,A,avg,mean\nx,1,2,3\n", "'avg' and 'mean' both look like averages"),
         ("m,avg\nx,1\n", "no task beside the average 'avg'"),
+        ("m,A,avg\nx,1,2/3\n", "the average in column 'avg' must be one number per row"),
+        ("m,A\n" + "x" * 200_000 + ",1\n", "t.csv:2: no CSV: field larger than field limit"),
+        ("m|A\nx|1\n", "0 tasks; .* with a comma, a semicolon or a tab between cells"),
     ],
 )
 def test_what_is_no_table_is_named_with_row_and_column(text, words):
@@ -130,6 +152,10 @@ def test_a_list_in_a_json_cell_holds_seeds():
         ('{"x": {"A": true}}', "row 'x', column 'A': True is no score"),
         ('{"x": {"A": "high"}}', "row 'x', column 'A': 'high' is no score"),
         ('{"x": {"A": [1, "2"]}}', "row 'x', column 'A': '2' is no score"),
+        ('{"x": {"A": ' + "9" * 400 + "}}", "column 'A': a whole number of 400 digits is no score"),
+        ("[" * 100_000 + "]" * 100_000, "t.json: lists within lists without end"),
+        ('[{"model": null, "A": 1}]', 'a list of objects that each have "model"'),
+        ('{"x": {"A": 1, "avg": {"a": 1, "b": 2}}}', "'avg' must be one number per row"),
     ],
 )
 def test_json_that_is_no_table_is_refused(text, words):
@@ -165,6 +191,10 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     (tmp_path / "c" / "results.json").write_text('{"layer": 3}')
     with pytest.raises(ValueError, match="a list of results with task, metric and scores"):
         read_table([tmp_path / "c"])
+    for deep in ("[" * 100_000 + "]" * 100_000, '[{"metric": "f1", "scores": {"f1": 1}}]'):
+        (tmp_path / "c" / "results.json").write_text(deep)
+        with pytest.raises(ValueError, match="a list of results with task, metric and scores"):
+            read_table([tmp_path / "c"])
     (tmp_path / "c" / "results.json").write_text("[")
     with pytest.raises(ValueError, match="is not JSON"):
         read_table([tmp_path / "c"])
@@ -176,7 +206,7 @@ def test_paths_that_are_nothing_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_table([tmp_path / "none.csv"])
     (tmp_path / "t.csv").write_bytes("模型,A\nx,1".encode("gbk"))
-    with pytest.raises(ValueError, match="not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"not UTF-8 text; .* iconv -f gb18030 -t utf-8 .*t\.csv"):
         read_table([tmp_path / "t.csv"])
     with pytest.raises(ValueError, match="one table or several run folders, got 2"):
         read_table([built_in("glue"), built_in("superglue")])

@@ -135,6 +135,21 @@ def test_help_shows_examples(app):
     assert "Example: kexue leaderboard superglue" in run(app, "--help").stdout
 
 
+@pytest.mark.parametrize("page", [False, True])
+def test_a_score_table_does_not_wait_for_torch_or_scipy(tmp_path, page):
+    """Neither does its page."""
+    arguments = ["kexue", "leaderboard", "glue", "--json"]
+    arguments += ["--out", str(tmp_path / "page.html")] if page else []
+    code = (
+        f"import sys, atexit; sys.argv = {arguments!r}\n"
+        "atexit.register(lambda: print({'torch', 'scipy'} & set(sys.modules), file=sys.stderr))\n"
+        "from kexue.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["models"][0] == "Human"
+    assert done.stderr.strip() == "set()"
+
+
 def test_the_command_is_registered_and_asking_for_it_does_not_import_torch():
     code = "import sys, kexue.cli.leaderboard; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

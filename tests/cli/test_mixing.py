@@ -31,6 +31,17 @@ def test_after_a_shuffle_the_page_and_a_line_say_how_it_is_mixed(lines, tmp_path
     assert "<dd>7</dd>" in text
 
 
+@pytest.mark.parametrize("content", ["", "one\n", "alike\n" * 50])
+def test_a_shuffle_of_what_cannot_be_judged_succeeds_all_the_same(tmp_path, content):
+    (tmp_path / "in.txt").write_text(content)
+    page, out = tmp_path / "page.html", tmp_path / "out.txt"
+    done = kexue(tmp_path / "in.txt", "-o", out, "--mixing-report", page)
+    assert done.returncode == 0, done.stderr
+    assert "no mixing score" in done.stderr
+    assert "Too few records" in page.read_text(encoding="utf-8")
+    assert out.read_text() == content
+
+
 def test_the_parts_of_a_split_output_are_measured_together(lines, tmp_path):
     done = kexue(
         lines, "-o", tmp_path / "o.txt", "--split-files", 3, "--header", 1,

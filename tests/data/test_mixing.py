@@ -1,6 +1,7 @@
 """A measured mixing: known orders give known numbers, and other records are told."""
 
 import gzip
+import json
 import subprocess
 import sys
 
@@ -226,6 +227,14 @@ def test_records_that_occur_several_times_are_left_out_and_counted(tmp_path, way
     assert report.mixing.sampled == 2000
 
 
+def test_a_record_that_the_output_has_twice_has_no_place_either(tmp_path):
+    lines = some_lines(2000)
+    out = permuted(lines)
+    out[5] = out[6]
+    report = measure_mixing(written(tmp_path / "a", lines), written(tmp_path / "b", out))
+    assert (report.same, report.repeated, report.mixing.sampled) == (False, 2, 1998)
+
+
 def test_headers_delimiters_compression_and_several_files_are_understood(tmp_path):
     lines = [line.replace(b"|", b"") for line in some_lines(2000)]
     out = permuted(lines)
@@ -254,6 +263,16 @@ def test_files_that_have_nothing_in_common_are_refused_with_a_hint(tmp_path):
         measure_mixing(a, b)
     with pytest.raises(ValueError, match="of 0 records"):
         measure_mixing(a, written(tmp_path / "c", []))
+
+
+@pytest.mark.parametrize("lines", [[], [b"one"], [b"twice"] * 2000], ids=["none", "one", "alike"])
+def test_the_same_records_without_two_that_occur_once_are_told_and_not_judged(tmp_path, lines):
+    a = written(tmp_path / "a", lines)
+    report = measure_mixing(a, written(tmp_path / "b", lines))
+    assert (report.same, report.mixing, report.kind) == (True, None, "unknown")
+    assert report.records == len(lines)
+    assert report.as_json()["mixing"] is None
+    assert json.dumps(report.as_json())
 
 
 def test_standard_input_and_parquet_are_refused(tmp_path):

@@ -30,6 +30,7 @@ from kexue.data.shuffle.arrow_loops import ArrowLoops
 from kexue.data.shuffle.inputs import Inputs
 from kexue.data.shuffle.loops import loops
 from kexue.data.shuffle.plan import Memory
+from kexue.data.shuffle.progress import Progress
 from kexue.data.shuffle_ray import cost_model, engine, ranges, shuffle_lines_ray, tasks
 from kexue.data.shuffle_ray.cluster import Cluster, connected
 from kexue.data.shuffle_ray.settings import Settings
@@ -158,7 +159,7 @@ def test_any_delimiter_is_cut_where_the_local_engine_cuts(ray, tmp_path, delimit
 
 
 @pytest.mark.parametrize(
-    "split", [{"files": 1}, {"files": 7}, {"lines_per_file": 100}, {"files": 600}]
+    "split", [{"files": 1}, {"files": 7}, {"lines_per_file": 100}, {"files": 60, "sample": 40}]
 )
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
 def test_several_outputs_have_the_records_of_the_local_ones(ray, tmp_path, corpus, split, suffix):
@@ -198,6 +199,21 @@ def test_a_sample_is_the_head_of_the_whole_order(ray, tmp_path, corpus, sample):
         assert (report.lines, report.bytes) == (min(sample, len(whole)), len(found))
     parts = shuffle_lines_ray(corpus, tmp_path / "part", sample=sample, buckets=4, files=3, **QUIET)
     assert content(parts) == found
+
+
+def test_progress_of_a_stage_begins_with_it_and_ends_with_all(ray, tmp_path, corpus, monkeypatch):
+    """A first word only once a task has ended would take its bytes for those of no time."""
+    told = {}
+    monkeypatch.setattr(
+        Progress,
+        "at",
+        lambda self, stage, done, size=None: told.setdefault(stage, []).append(done),
+    )
+    shuffle_lines_ray(corpus, tmp_path / "out.txt", files=2, buckets=3, range_bytes=9000, **QUIET)
+    assert list(told) == ["count", "scatter", "measure", "merge"]
+    for calls in told.values():
+        assert calls[0] == (0, calls[0][1])
+        assert calls[-1] == (calls[0][1], calls[0][1])
 
 
 def test_nothing_in_is_nothing_out(ray, tmp_path):
@@ -587,10 +603,15 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert kept(tmp_path) == ["in"]
 
 
-def test_parquet_is_left_to_the_local_engine(ray, tmp_path):
-    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and so on")
-    with pytest.raises(ValueError, match="Parquet rows; use the local engine"):
-        shuffle_lines_ray(tmp_path / "rows.parquet", tmp_path / "out.txt", **QUIET)
+def test_parquet_is_left_to_the_local_engine(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and so on PAR1")
+    for name in ("out.txt", "out.parquet"):
+        with pytest.raises(ValueError, match="Parquet rows; use the local engine"):
+            shuffle_lines_ray(tmp_path / "rows.parquet", tmp_path / name, **QUIET)
+    (tmp_path / "lines").write_bytes(b"PAR1 is the first hole\n")
+    with pytest.raises(ValueError, match=r"a Parquet output needs Parquet inputs, .*lines holds"):
+        shuffle_lines_ray(tmp_path / "lines", tmp_path / "out.parquet", **QUIET)
+    assert kept(tmp_path) == ["lines", "rows.parquet"]
 
 
 def test_inputs_and_older_outputs_are_not_overwritten(ray, tmp_path, corpus):
@@ -600,6 +621,36 @@ def test_inputs_and_older_outputs_are_not_overwritten(ray, tmp_path, corpus):
     with pytest.raises(FileExistsError, match="give --overwrite"):
         shuffle_lines_ray(corpus, tmp_path / "out.txt", **QUIET)
     assert (tmp_path / "out.txt").read_bytes() == b"older\n"
+
+
+def test_an_output_that_is_a_link_is_written_where_it_points(ray, tmp_path, corpus):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "true.txt").write_bytes(b"older\n")
+    (tmp_path / "out.txt").symlink_to(tmp_path / "far" / "true.txt")
+    report = shuffle_lines_ray(corpus, tmp_path / "out.txt", overwrite=True, **QUIET)
+    assert (tmp_path / "out.txt").is_symlink()
+    assert report.outputs == (str(tmp_path / "far" / "true.txt"),)
+    assert (tmp_path / "far" / "true.txt").read_bytes() == local(corpus, tmp_path)
+    (tmp_path / "back").symlink_to(corpus[0])
+    with pytest.raises(ValueError, match="is an input and an output"):
+        shuffle_lines_ray(corpus, tmp_path / "back", overwrite=True, **QUIET)
+
+
+def test_outputs_are_synced_with_their_ends(ray, tmp_path, corpus, monkeypatch):
+    """A part that no record reached, and one that was cut, are synced by the process that began."""
+    synced, true = [], os.fsync
+
+    def sync(handle):
+        synced.append(os.fstat(handle).st_size)
+        true(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    report = shuffle_lines_ray(
+        corpus, tmp_path / "part.txt", sample=3, files=4, fsync=True, buckets=4, **QUIET
+    )
+    sizes = [Path(name).stat().st_size for name in report.outputs]
+    assert sizes[0] == 0
+    assert synced[:4] == sizes
 
 
 def test_a_record_too_long_for_a_task_is_named_with_its_place(ray, tmp_path, monkeypatch):
@@ -625,13 +676,19 @@ def test_without_ray_the_error_names_the_extra(monkeypatch, tmp_path):
     assert kept(tmp_path) == ["in"]
 
 
-def test_a_node_tells_what_it_does_not_see(tmp_path, corpus):
+def test_a_node_tells_what_it_does_not_see(tmp_path, corpus, monkeypatch):
     seen = [(str(path), path.stat().st_size) for path in corpus]
     assert tasks.unseen(seen, [str(tmp_path)]) == ""
     node = os.uname().nodename
     assert tasks.unseen([("/no/such", 1)], []).startswith(f"node {node} does not see the input")
     assert "sees another" in tasks.unseen([(str(corpus[0]), 1)], [])
     assert "choose a folder that all nodes share" in tasks.unseen(seen, ["/no/such"])
+    for right, words in (
+        (os.R_OK, f"may not read {corpus[0]}"),
+        (os.W_OK, f"may not write to {tmp_path}"),
+    ):
+        monkeypatch.setattr(os, "access", lambda path, mode, right=right: mode != right)
+        assert tasks.unseen(seen, [str(tmp_path)]).startswith(f"node {node} {words}")
 
 
 # --- how Ray is used ------------------------------------------------------------------------------

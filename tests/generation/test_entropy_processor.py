@@ -58,6 +58,32 @@ def test_forbidden_tokens_stay_forbidden_and_a_single_one_stays_certain():
     torch.testing.assert_close(q, torch.tensor([[third, third, 0.0, third], [0.0, 1.0, 0.0, 0.0]]))
 
 
+def test_what_is_very_unlikely_is_not_forbidden():
+    scores = torch.tensor([[0.0, -0.1, -900.0, -torch.inf], [1.0, 0.0, -1e6, 0.5]])
+    found = EntropyLogitsProcessor(1.2)(None, scores)
+    assert (found.isinf() == scores.isinf()).all()
+    assert (found.argsort(descending=True) == scores.argsort(descending=True)).all()
+    torch.testing.assert_close(found.logsumexp(-1), torch.zeros(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_beams_and_padding_keep_finite_scores(model, do_sample):
+    torch.manual_seed(1)
+    found = model.generate(
+        torch.tensor([[0, 0, 5, 6], [1, 2, 3, 8]]),
+        attention_mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+        logits_processor=[EntropyLogitsProcessor(1.01)],
+        do_sample=do_sample,
+        num_beams=3,
+        max_new_tokens=5,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **({"top_k": 0} if do_sample else {}),
+    )
+    assert found.sequences_scores.isfinite().all()
+    assert torch.stack(found.scores).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_dtype_stays(dtype):
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -78,5 +104,7 @@ def test_the_power_can_be_limited_so_that_a_sure_step_stays_sure():
 def test_senseless_options_are_refused():
     with pytest.raises(ValueError, match=r"perplexity must be at least 1, got 0\.5"):
         EntropyLogitsProcessor(0.5)
+    with pytest.raises(ValueError, match=r"min_gamma <= max_gamma, got inf and None"):
+        EntropyLogitsProcessor(2.0, min_gamma=float("inf"))
     with pytest.raises(ValueError, match=r"min_gamma <= max_gamma, got 3\.0 and 2\.0"):
         EntropyLogitsProcessor(2.0, min_gamma=3.0, max_gamma=2.0)

@@ -41,6 +41,25 @@ def test_distributions_and_attention_rows():
     )
 
 
+def test_graphs_of_any_shape_know_the_limits():
+    torch.compiler.reset()
+
+    def normalised(logits):
+        return entropy_normalize(
+            logits=logits, perplexity=3.0, on_unreachable="clamp", return_gamma=True
+        )
+
+    compiled = torch.compile(normalised, fullgraph=True, dynamic=True)
+    for shape in ((4, 9), (6, 13)):
+        logits = draw(*shape)
+        logits[1, 2:] = -torch.inf
+        logits[2] = -torch.inf
+        logits[3] = 0
+        for mine, theirs in zip(compiled(logits), normalised(logits), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    torch.compiler.reset()
+
+
 def test_a_bad_row_is_named_from_inside_the_graph():
     torch.compiler.reset()
     compiled = torch.compile(lambda p: entropy_normalize(p, perplexity=2.0), fullgraph=True)

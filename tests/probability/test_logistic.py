@@ -223,6 +223,8 @@ def test_merged_parts_give_the_layer_of_the_whole_and_stay_as_they_were():
     near(total.finalize().weight, whole.weight, atol=1e-12)
     near(total.bias, whole.bias)
     assert float(parts[0].statistics.total) == 20
+    with pytest.raises(ValueError, match="partial_fit and then finalize"):
+        total.merge(parts[0]).predict(x)
 
 
 def test_sorted_labels_and_classes_that_come_late_do_no_harm():
@@ -337,6 +339,14 @@ def test_the_chosen_shrinkage_is_that_of_scikit_learn_on_the_residuals(rule):
     near(closed_form_softmax(x, y, 3, shrinkage=rule)[0], given.weight, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["oas", "ledoit_wolf"])
+def test_few_rows_without_a_direction_are_shrunk_all_the_way_and_no_further(rule):
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    y = torch.arange(12) % 3
+    full = ClosedFormSoftmax(3, 1.0).fit(x, y)
+    near(ClosedFormSoftmax(3, rule).fit(x, y).weight, full.weight, atol=1e-12)
+
+
 def test_with_shrinkage_there_may_be_more_features_than_rows():
     x, y = gaussian(rows=20, features=50)
     for shrinkage in (0.1, "oas", "ledoit_wolf"):
@@ -442,7 +452,7 @@ HOLES[4], HOLES[9, 1] = torch.nan, torch.inf
 def test_bad_rows_are_refused_with_what_was_wrong(x, y, weight, error, message):
     with pytest.raises(error, match=message):
         ClosedFormSoftmax(3).fit(x, y, weight)
-    if weight is None and "overflow" not in message:
+    if weight is None:
         with pytest.raises(error, match=message):
             closed_form_softmax(x, y, 3)
 
@@ -456,6 +466,9 @@ def test_bad_rows_are_refused_with_what_was_wrong(x, y, weight, error, message):
         ({"prior": [0.5, 0.5]}, ValueError, "3 positive probabilities.*2 numbers with sum 1"),
         ({"prior": [0.5, 0.5, 0.0]}, ValueError, "3 positive probabilities"),
         ({"prior": [0.5, 0.5, 0.5]}, ValueError, "sum 1.5"),
+        ({"shrinkage": None}, TypeError, "shrinkage"),
+        ({"prior": 0.5}, TypeError, "prior"),
+        ({"prior": {0: 0.2, 1: 0.3, 2: 0.5}}, TypeError, "prior"),
         ({"dtype": torch.float16}, ValueError, "dtype must be torch.float32 or torch.float64"),
     ],
 )
@@ -474,6 +487,10 @@ def test_a_singular_covariance_names_its_columns_and_the_way_out(dtype):
             ClosedFormSoftmax(3, dtype=dtype).fit(data, y)
     with pytest.raises(ValueError, match=r"column 5 is a linear combination.*give shrinkage"):
         ClosedFormSoftmax(3, dtype=dtype).fit(dependent, y)
+    rounded = torch.cat((x, x.softmax(1).sum(1, keepdim=True)), dim=1)  # 1, or next to it
+    assert rounded[:, 5].std() > 0
+    with pytest.raises(ValueError, match="column 5 is constant"):
+        ClosedFormSoftmax(3, dtype=dtype).fit(rounded, y)
     for data in (constant, dependent):
         assert ClosedFormSoftmax(3, 0.01, dtype=dtype).fit(data, y).weight.isfinite().all()
 
@@ -482,6 +499,31 @@ def test_fewer_rows_than_features_are_refused_without_shrinkage():
     x, y = gaussian(rows=20, features=50)
     with pytest.raises(ValueError, match=r"fewer rows than features.*give shrinkage"):
         ClosedFormSoftmax(3).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("features", "seed", "powers"),
+    [(6, 52, 2), (6, 80, 0), (20, 189, 6), (20, 265, 4), (38, 298, 4), (64, 343, 2), (64, 363, 4)],
+)
+def test_rows_are_too_few_for_their_classes_whatever_rounding_says(features, seed, powers):
+    g = torch.Generator().manual_seed(seed)  # rounding leaves a share of every feature unexplained
+    units = torch.logspace(0, -powers, features, dtype=torch.float64)
+    mix = units[:, None] * torch.randn(features, features, generator=g, dtype=torch.float64)
+    x = torch.randn(features + 2, features, generator=g, dtype=torch.float64) @ mix
+    y = torch.arange(len(x)) % 3  # features + 2 rows about 3 means: a rank of features − 1
+    for dtype in (torch.float64, torch.float32):
+        with pytest.raises(ValueError, match=r"fewer rows than features.*give shrinkage"):
+            ClosedFormSoftmax(3, dtype=dtype).fit(x, y)
+    more = torch.cat((x, torch.randn(400, features, generator=g, dtype=torch.float64) @ mix))
+    assert ClosedFormSoftmax(3).fit(more, torch.arange(len(more)) % 3).weight.isfinite().all()
+
+
+def test_products_in_float32_do_not_mind_how_far_the_mean_of_double_features_is():
+    x, y = gaussian()
+    wanted = ClosedFormSoftmax(3).fit(x, y).predict_proba(x)
+    for far in (0.0, 1e3, 1e7, 1e9):
+        found = ClosedFormSoftmax(3, dtype=torch.float32).fit(x + far, y).predict_proba(x + far)
+        near(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_classes_of_one_point_each_have_no_covariance_to_shrink():
@@ -497,6 +539,26 @@ def test_a_refused_batch_leaves_what_was_gathered():
         with pytest.raises(ValueError, match=r"NaN|columns|overflow"):
             model.partial_fit(bad, y)
     near(model.finalize().weight, ClosedFormSoftmax(3).fit(x, y).weight)
+
+
+def test_rows_too_large_for_their_squares_are_found_when_they_come_one_by_one():
+    x, y = gaussian(rows=20)
+    model = ClosedFormSoftmax(3)
+    for row, label in zip(x * 1e160, y, strict=True):
+        model.partial_fit(row[None], label[None])
+    with pytest.raises(ValueError, match="overflow when they are squared"):
+        model.finalize()
+
+
+def test_a_refused_fit_leaves_no_old_layer_to_predict_with():
+    x, y = gaussian()
+    model = ClosedFormSoftmax(3).fit(x, y)
+    assert model.solved
+    for bad in (x * torch.nan, x[:, [0, 0]]):
+        with pytest.raises(ValueError, match=r"NaN|singular"):
+            model.fit(bad, y)
+        with pytest.raises(ValueError, match="call fit"):
+            model.predict(x)
 
 
 def test_steps_out_of_order_say_what_to_call():

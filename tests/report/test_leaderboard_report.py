@@ -83,6 +83,13 @@ def test_fractions_have_more_decimals_than_percentages():
     assert ">0.85617<" in page
 
 
+def test_the_scores_have_two_decimals_and_all_that_tie_for_the_best_are_bold():
+    page = page_of(plain([[66.85, 80], [75.7 - 8.85, 60], [50, 40]]))
+    scores = page.split("成绩")[1]
+    assert scores.count("<b>66.85</b>") == 2
+    assert scores.count("<b>80.00</b>") == 1
+
+
 def test_weights_are_named_where_they_differ():
     page = page_of(plain([[90.0, 80], [70, 60]], weights=[3, 1]))
     assert "t0 0.75, t1 0.25" in page

@@ -105,3 +105,16 @@ def test_up_is_up_and_right_is_right():
 
     assert place(1, 0)[0] > place(0, 0)[0]
     assert place(0, 1)[1] < place(0, 0)[1]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_page_without_numbers_says_that_there_are_too_few_records(uniform, same):
+    none = replace(uniform, mixing=None, records=1, shuffled_records=1, same=same)
+    page = mixing_page(none, {"seed": 7})
+    assert "Too few records to judge." in page
+    assert "记录太少" in page
+    assert "<svg" not in page
+    assert "<dd>7</dd>" in page
+    wanted = "the same records" if same else "NOT the same records"
+    assert mixing_sentence(none).startswith("no mixing score, fewer than two records occur once; ")
+    assert wanted in mixing_sentence(none)

@@ -1,32 +1,42 @@
-"""What a network or a score table hides."""
+"""What a network or a score table hides.
 
-from kexue.analysis.head_rank import HeadRank, effective_rank, head_rank_report
-from kexue.analysis.implicit_regularisation import ImplicitRegularisation
-from kexue.analysis.inequality import GradientInequality, gradient_inequality
-from kexue.analysis.propagation import (
-    GainReport,
-    GradientProfile,
-    IdentityPath,
-    LinearWarmup,
-    NormGain,
-    Stack,
-    grad_profile,
-    identity_path,
-    ln_gain_report,
-    measure_identity_path,
-    suggest_initializer_range,
-    tied_logit_std,
-)
-from kexue.analysis.residual_weight import amplification, residual_scale
-from kexue.analysis.scales import Finding, ScaleAudit, ScaleRow, audit_scales
-from kexue.analysis.update_size import (
-    DepthRow,
-    UpdateMagnitude,
-    depth_sweep,
-    update_magnitude,
-    update_norm,
-)
+Names are imported when they are first asked for, so that a score table does not wait for torch.
+"""
 
+from importlib import import_module
+from typing import Any
+
+HOMES = {
+    "DepthRow": "update_size",
+    "Finding": "finding",
+    "GainReport": "propagation",
+    "GradientInequality": "inequality",
+    "GradientProfile": "propagation",
+    "HeadRank": "head_rank",
+    "IdentityPath": "propagation",
+    "ImplicitRegularisation": "implicit_regularisation",
+    "LinearWarmup": "propagation",
+    "NormGain": "propagation",
+    "ScaleAudit": "scales",
+    "ScaleRow": "scales",
+    "Stack": "propagation",
+    "UpdateMagnitude": "update_size",
+    "amplification": "residual_weight",
+    "audit_scales": "scales",
+    "depth_sweep": "update_size",
+    "effective_rank": "head_rank",
+    "grad_profile": "propagation",
+    "gradient_inequality": "inequality",
+    "head_rank_report": "head_rank",
+    "identity_path": "propagation",
+    "ln_gain_report": "propagation",
+    "measure_identity_path": "propagation",
+    "residual_scale": "residual_weight",
+    "suggest_initializer_range": "propagation",
+    "tied_logit_std": "propagation",
+    "update_magnitude": "update_size",
+    "update_norm": "update_size",
+}
 __all__ = [
     "DepthRow",
     "Finding",
@@ -58,3 +68,9 @@ __all__ = [
     "update_magnitude",
     "update_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from kexue.analysis.finding import Finding
 from kexue.analysis.gradient_profile import GradientProfile
 from kexue.analysis.initializer_range import suggest_initializer_range
 from kexue.analysis.path_weight import TRUNCATED, IdentityPath
@@ -80,16 +81,6 @@ class ScaleRow:
         values |= {"gradient": self.gradient}
         cells = [f"{k} {v:.3g}" for k, v in values.items() if v is not None]
         return f"{self.name}: std {self.std:.4g}, " + ", ".join(cells)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something suspicious: how bad, where, and why, in both languages."""
-
-    level: str
-    where: str
-    en: str
-    zh: str
 
 
 def findings_of(

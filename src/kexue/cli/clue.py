@@ -152,42 +152,54 @@ def predict(
     data: Data = "mini",
     split: Annotated[str, typer.Option(help="dev or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder of the submission files.")] = Path("submission"),
+    can: Annotated[
+        bool, typer.Option("--can", help="Correct unsure predictions with the class prior (CAN).")
+    ] = False,
+    can_prior: Annotated[
+        str | None,
+        typer.Option(
+            help="uniform, or a file of labelled rows or of class counts (a JSON object). "
+            "Default: the training labels."
+        ),
+    ] = None,
+    can_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=value of CAN (k, tau, alpha, steps, uncertainty, no_confident, "
+            "pseudo_count), may be repeated."
+        ),
+    ] = None,
     test_version: Version = "1.1",
     json: Json = False,
 ) -> None:
     """Write the submission file of a trained model.
 
     Example: kexue clue predict tnews --model runs/tnews/tnews/best --data mini --out submission
+
+    Example: kexue clue predict iflytek --model runs/clue/iflytek/best --data ~/CLUE --can
     """
     with told():
-        from kexue.tasks.clue import examples
-        from kexue.tasks.clue.predict import load_trained, split_features
-        from kexue.tasks.clue.predict import predict as predict_split
-        from kexue.tasks.clue.sources import open_source
-        from kexue.training.processes import processes
+        from kexue.tasks.clue.can_options import parse_can_options
+        from kexue.tasks.clue.submit import CANRequest, submit
 
-        if split not in ("dev", "test"):
-            raise ValueError(f"split must be dev or test, got {split!r}")
-        source, written = open_source(data), {}
-        for name in named(task):
-            folder = model / name / "best" if task == "all" else model
-            made, network = load_trained(folder, version=test_version)
-            network.to(processes().device)
-            if made.name != name:
-                raise ValueError(f"{folder}: was trained for {made.name}, not for {name}")
-            found = list(examples(made, source, split))
-            remarks: list[str] = []
-            features = split_features(made, source, split, remarks)
-            predictions = predict_split(made, network, features, found)
-            remarks += [f"predictions: {text} ({n})" for text, n in made.notes.items()]
-            for remark in dict.fromkeys(remarks):
-                print(f"{name}: {remark}", file=sys.stderr)
-            prefix = "" if split == "test" else f"{split}_"  # not to be mistaken for the real thing
-            path = out / f"{prefix}{made.submission_name}"
-            made.write_submission(path, found, predictions)
-            made.read_submission(path, found)
-            written[name] = str(path)
-        show(written, json, "written")
+        if not can and (can_prior is not None or can_option):
+            raise ValueError("--can-prior and --can-option say how --can works; give --can too")
+        written = submit(
+            {name: model / name / "best" if task == "all" else model for name in named(task)},
+            data,
+            out,
+            split=split,
+            version=test_version,
+            can=CANRequest(can_prior, parse_can_options(can_option or ())) if can else None,
+            say=lambda text: print(text, file=sys.stderr),
+        )
+        if can and json:
+            print_json({name: done.told() for name, done in written.items()})
+            return
+        show({name: str(done.path) for name, done in written.items()}, json, "written")
+        for name, done in written.items():
+            for line in done.correction.summary() if done.correction else ():
+                print(f"{name:<10} {line}")
 
 
 @app.command()

@@ -54,7 +54,7 @@ def plan_on_cluster(
     Raises:
         ValueError: standard input is among the inputs.
     """
-    from kexue.data.shuffle.inputs import expand
+    from kexue.data.shuffle.input_paths import expand
     from kexue.data.shuffle.packed import HEAD, kind_of
     from kexue.data.shuffle.plan import parse_size
     from kexue.data.shuffle_ray import cost_model

@@ -52,16 +52,18 @@ class EntropyLogitsProcessor:
         if not 1 <= perplexity < torch.inf:
             raise ValueError(f"perplexity must be at least 1, got {perplexity}")
         low, high = min_gamma or 0.0, torch.inf if max_gamma is None else max_gamma
-        if not 0 <= low <= high:
+        if not (0 <= low <= high and low < torch.inf):
             raise ValueError(f"need 0 <= min_gamma <= max_gamma, got {min_gamma} and {max_gamma}")
         self.perplexity, self.min_gamma, self.max_gamma = perplexity, low, high
 
     def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
-        """Logits (B, V) whose softmax has the perplexity."""
+        """Log probabilities (B, V) that have the perplexity."""
         q, gamma = entropy_normalize(
             logits=scores, perplexity=self.perplexity, on_unreachable="clamp", return_gamma=True
         )
         bounded = gamma.clamp(self.min_gamma, self.max_gamma).unsqueeze(-1)
-        powered = scores.to(q.dtype) * bounded.nan_to_num(posinf=1.0)
-        changed = torch.where((bounded == gamma.unsqueeze(-1)), q.log(), powered)
-        return changed.masked_fill(scores == -torch.inf, -torch.inf).to(scores.dtype)
+        sharp, hidden = bounded.isinf(), scores == -torch.inf
+        x = (scores.to(q.dtype) - scores.amax(-1, keepdim=True)).masked_fill(hidden, 0)
+        powered = (torch.where(sharp, 1, bounded) * x).masked_fill(hidden, -torch.inf)
+        changed = torch.where(sharp, q.log(), powered.log_softmax(-1))  # unlikely is not forbidden
+        return changed.masked_fill(hidden, -torch.inf).to(scores.dtype)

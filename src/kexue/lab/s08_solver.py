@@ -10,7 +10,6 @@ Beside it: perplexities along a text drawn from a bigram model, by top-p and at 
 t-SNE's affinities of scikit-learn, which are rows of perplexity 30.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,14 +46,12 @@ def draw(n: int, a: float, seed: int, rows: int = ROWS) -> tuple[Tensor, Tensor]
 
 def article_arrived(p: Tensor, target: Tensor, rounds: int = ROUNDS) -> list[float]:
     """Percent of rows that (1) has brought there after each round."""
-    visible = p > 0
-    x = torch.where(visible, p, 1).log()
-    x = (x - x.masked_fill(~visible, -math.inf).amax(1, keepdim=True)).masked_fill(~visible, 0)
+    x = (p.log() - p.amax(1, keepdim=True).log()).clamp(min=torch.finfo(p.dtype).min)
     gamma, found = torch.ones_like(target), []
     for _ in range(rounds):
-        entropy, variance = entropy_and_variance(x, visible, gamma)
+        entropy, variance = entropy_and_variance(x, gamma)
         gamma = gamma * (1 + (entropy - target) / variance)  # (1)
-        entropy, _ = entropy_and_variance(x, visible, gamma)
+        entropy, _ = entropy_and_variance(x, gamma)
         there = ((entropy - target).abs() < NEAR) & (gamma > 0)
         found.append(100 * float(there.double().mean()))
     return found

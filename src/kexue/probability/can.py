@@ -22,7 +22,8 @@ r_i H_ic c_c for a vector c of each p: two matrix products per step, no copy of 
 
 Symbols: p `rows`, H `confident`, pi `prior`, tau `tau`, alpha `alpha`, d `steps`, ln S `total`.
 Axes: N rows, H trusted rows, C classes.
-Cost: (5) O(C) per row; (6) 4 · H · C per row and step; alpha != 1 with d > 1 copies H per row.
+Cost: (5) O(C) per row; (6) 4 · H · C per row and step; alpha != 1 with d > 1 copies H per row,
+and works on logarithms too.
 Source: arXiv 2109.13449; article 8728. With alpha = 1 this is Sinkhorn's iteration.
 What we do differently: zeros keep probability 0 (the published snippet gives NaN); (5) and (6).
 Article: uncertainty "topk", trusted rows from the predictions themselves (`fit_transform` of
@@ -30,6 +31,7 @@ Article: uncertainty "topk", trusted rows from the predictions themselves (`fit_
 """
 
 import warnings
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,6 +44,7 @@ from kexue.probability.prediction_rows import as_given, checked_prior, checked_r
 __all__ = [
     "Uncertainty",
     "can_correct",
+    "check_count",
     "check_power",
     "clipped",
     "closed_form",
@@ -135,10 +138,14 @@ def can_correct(
     pi = checked_prior(prior, low, high)
     if steps == 1:
         return as_given(closed_form(low, log_sum(high, alpha), pi, alpha), rows)
-    step = _products if alpha == 1 else _copies
-    size = max(1, min(chunk, CELLS // (len(high) if alpha == 1 else high.numel())))
-    parts = [step(part, high, pi, alpha, steps) for part in low.split(size)]
-    return as_given(torch.cat(parts) if parts else low, rows)
+    found = torch.full_like(low, torch.nan)
+    if alpha == 1:
+        size = max(1, min(chunk, CELLS // len(high)))
+        found = torch.cat([_products(part, high, pi, steps) for part in low.split(size)])
+    left = ~found.isfinite().all(1)  # with alpha = 1 rows of which a factor c underflowed
+    size = max(1, min(chunk, CELLS // high.numel()))
+    copies = [_copies(part, high, pi, alpha, steps) for part in low[left].split(size)]
+    return as_given(found.index_put((left,), torch.cat(copies)), rows)
 
 
 def log_sum(confident: Tensor, alpha: float) -> Tensor:
@@ -153,9 +160,11 @@ def closed_form(low: Tensor, total: Tensor, prior: Tensor, alpha: float) -> Tens
     return (powered + weight).masked_fill(low == 0, -torch.inf).softmax(1)  # (5)
 
 
-def _products(y: Tensor, h: Tensor, prior: Tensor, alpha: float, steps: int) -> Tensor:
-    """(2) to (4) by (6): the trusted rows are r_i h_ic c_c, with one c per row of y."""
-    del alpha
+def _products(y: Tensor, h: Tensor, prior: Tensor, steps: int) -> Tensor:
+    """(2) to (4) by (6): the trusted rows are r_i h_ic c_c, with one c per row of y.
+
+    Where a trusted row keeps nothing of its mass, since c underflows, the result is NaN.
+    """
     c, r = torch.ones_like(y), y.new_ones(len(y), len(h))  # (N, C), (N, H)
     for _ in range(steps):
         mean = (c * (r @ h) + y) / (len(h) + 1)  # (N, C)
@@ -168,20 +177,19 @@ def _products(y: Tensor, h: Tensor, prior: Tensor, alpha: float, steps: int) -> 
 
 
 def _copies(low: Tensor, high: Tensor, prior: Tensor, alpha: float, steps: int) -> Tensor:
-    """(2) to (4) as written, the trusted rows copied for every row: (N, H + 1, C)."""
-    y = torch.cat((high.expand(len(low), -1, -1), low.unsqueeze(1)), dim=1)
+    """(2) to (4) as written but in logarithms, the trusted rows copied for every row."""
+    y = torch.cat((high.expand(len(low), -1, -1), low.unsqueeze(1)), dim=1).log()  # (N, H + 1, C)
     for _ in range(steps):
-        y = y**alpha  # (2)
-        mean = y.mean(1, keepdim=True)
-        y = y * torch.where(mean > 0, prior / torch.where(mean > 0, mean, 1), 0)  # (3)
-        y = y / y.sum(2, keepdim=True)  # (4)
-    return y[:, -1]
+        y = alpha * y  # (2)
+        total = y.logsumexp(1, keepdim=True)  # in place of the mean: (4) takes the factor back
+        y = y + (prior.log() - total).where(total > -torch.inf, 0)  # (3)
+        y = y - y.logsumexp(2, keepdim=True)  # (4)
+    return y[:, -1].exp()
 
 
 def clipped(k: int, classes: int) -> int:
     """k, cut to the number of classes with a warning."""
-    if k < 2:
-        raise ValueError(f"k must be at least 2, since ln 1 = 0 divides (1), got {k}")
+    check_count("k", k, 2, ", since ln 1 = 0 divides (1)")
     if k > classes:
         warnings.warn(f"k = {k} is more than the {classes} classes; taking {classes}", stacklevel=3)
     return min(k, classes)
@@ -189,7 +197,13 @@ def clipped(k: int, classes: int) -> int:
 
 def check_power(alpha: float, steps: int, chunk: int) -> None:
     """Complain about a power or a number of steps that makes no sense."""
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}")
-    if steps < 1 or chunk < 1:
-        raise ValueError(f"steps and chunk must be at least 1, got {steps} and {chunk}")
+    if not isinstance(alpha, Real) or not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be positive and finite, got {alpha!r}")
+    check_count("steps", steps)
+    check_count("chunk", chunk)
+
+
+def check_count(name: str, given: int, least: int = 1, why: str = "") -> None:
+    """Complain about a number that is not whole or too small."""
+    if not isinstance(given, Integral) or given < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {given!r}")

@@ -15,13 +15,20 @@ from torch import Tensor
 from kexue.probability.can import (
     Uncertainty,
     can_correct,
+    check_count,
     check_power,
     clipped,
     closed_form,
     log_sum,
     uncertainty_of,
 )
-from kexue.probability.prediction_rows import Rows, as_given, checked_prior, checked_rows
+from kexue.probability.prediction_rows import (
+    Rows,
+    as_given,
+    as_tensor,
+    checked_prior,
+    checked_rows,
+)
 
 __all__ = ["CAN", "can_multilabel"]
 
@@ -65,8 +72,9 @@ class CAN:
         no_confident: NoConfident = "unchanged",
     ) -> None:
         check_power(alpha, steps, chunk)
-        if k < 2:
-            raise ValueError(f"k must be at least 2, since ln 1 = 0 divides (1), got {k}")
+        check_count("k", k, 2, ", since ln 1 = 0 divides (1)")
+        if not tau >= 0:
+            raise ValueError(f"tau must be 0 or more, got {tau}")
         if uncertainty not in get_args(Uncertainty):
             raise ValueError(f"uncertainty must be one of {get_args(Uncertainty)}: {uncertainty!r}")
         if no_confident not in get_args(NoConfident):
@@ -81,6 +89,7 @@ class CAN:
         self.total: Tensor | None = None
         self.trusted: list[Tensor] = []
         self.confident_rows = 0
+        self._about = ""
 
     def fit(
         self, p: Rows | None = None, labels: Rows | None = None, *, logits: Rows | None = None
@@ -111,6 +120,8 @@ class CAN:
             raise ValueError(f"p has {classes} classes; the batches before had {self.classes}")
         if labels is None and self.counts is None and self.prior is None:
             raise ValueError('no prior: give prior=…, prior="uniform" or the labels of these rows')
+        if self.prior is not None and not isinstance(self.prior, str):
+            checked_prior(self.prior, rows[:0])
         self.classes = classes
         if labels is not None and self.prior is None:
             counts = _counted(labels, classes)
@@ -159,9 +170,16 @@ class CAN:
             raise ValueError("no prior is known: fit with labels, or give prior=")
         prior = torch.ones(low.shape[1]) if isinstance(counted, str) else counted
         pi = checked_prior(prior, low)
+        if self.total is not None:
+            never = (pi == 0) & (self.total.to(pi) > -torch.inf)
+            if bool(never.any()):
+                raise ValueError(
+                    f"the prior of class {int(never.nonzero()[0])} is 0, yet a trusted row "
+                    "predicts it; add a pseudo-count to the frequencies"
+                )
         if self.steps == 1 and self.total is not None:
             return closed_form(low, self.total.to(low), pi, self.alpha)
-        trusted = torch.cat(self.trusted).to(low) if self.confident_rows else eye
+        trusted = torch.cat(self.trusted).to(low) if self.confident_rows else eye[pi > 0]
         options = {"alpha": self.alpha, "steps": self.steps, "chunk": self.chunk}
         return torch.as_tensor(can_correct(low, trusted, pi, **options))  # type: ignore[arg-type]
 
@@ -169,7 +187,7 @@ class CAN:
         return uncertainty_of(rows, clipped(self.k, rows.shape[1]), self.uncertainty)
 
     def _warn(self, message: str) -> None:
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(self._about + message, stacklevel=3)
 
     def _forget(self) -> None:
         self.classes = self.counts = self.total = None
@@ -199,16 +217,30 @@ def can_multilabel(
         >>> can_multilabel(p, torch.tensor([0.5, 0.9]))[-1]
         tensor([0.9091, 0.9000])
     """
-    given = torch.as_tensor(p)
-    if given.ndim != 2 or len(prior) != given.shape[1]:
-        raise ValueError(f"p must be (rows, labels) and prior one number per label: {given.shape}")
-    columns = []
-    for column, share in zip(given.unbind(1), torch.as_tensor(prior).double(), strict=True):
-        pair = torch.stack((column, 1 - column), dim=1)
+    given, shares = as_tensor(p, "p"), as_tensor(prior, "prior").double()
+    given = given if isinstance(p, Tensor) else given.double()
+    if given.ndim != 2 or shares.shape != given.shape[1:]:
+        raise ValueError(
+            "p must be (rows, labels) and prior one number per label, got shapes "
+            f"{(*given.shape,)} and {(*shares.shape,)}"
+        )
+    outside = ~((given >= 0) & (given <= 1))
+    if bool(outside.any()):
+        row, label = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"p must hold probabilities, got {float(given[row, label])} in row {row}, label {label}"
+        )
+    columns = [given[:, :0]]
+    for label, (column, share) in enumerate(zip(given.unbind(1), shares, strict=True)):
         both = torch.stack((share, 1 - share))
         can = CAN(k=2, tau=tau, prior=both, no_confident=no_confident)
-        columns.append(torch.as_tensor(can.fit_transform(pair))[:, 0])
-    return as_given(torch.stack(columns, dim=1), p)
+        can._about = f"label {label}: "
+        try:
+            pair = can.fit_transform(torch.stack((column, 1 - column), dim=1))
+        except ValueError as error:
+            raise ValueError(f"label {label}: {error}") from error
+        columns.append(torch.as_tensor(pair)[:, :1])
+    return as_given(torch.cat(columns, dim=1), p)
 
 
 def _probabilities(p: Rows | None, logits: Rows | None) -> Tensor:
@@ -216,15 +248,23 @@ def _probabilities(p: Rows | None, logits: Rows | None) -> Tensor:
         return checked_rows(p, "p")
     if p is not None or logits is None:
         raise ValueError("give exactly one of p and logits")
-    raw = torch.as_tensor(logits)
-    wide = torch.float64 if isinstance(logits, np.ndarray) else torch.float32
-    return checked_rows(raw.to(torch.promote_types(raw.dtype, wide)).softmax(1), "softmax(logits)")
+    raw = as_tensor(logits, "logits")
+    if raw.ndim != 2:
+        raise ValueError(f"logits must be (rows, classes), got shape {(*raw.shape,)}")
+    wide = torch.float32 if isinstance(logits, Tensor) else torch.float64
+    found = raw.to(torch.promote_types(raw.dtype, wide)).softmax(1)
+    wrong = ~found.isfinite().all(1)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"logits of row {int(wrong.nonzero()[0])} hold NaN, infinity or nothing but -infinity"
+        )
+    return checked_rows(found, "softmax(logits)")
 
 
 def _counted(labels: Rows, classes: int) -> Tensor:
-    numbers = torch.as_tensor(labels).cpu()
+    numbers = as_tensor(labels, "labels").cpu()
     if numbers.ndim != 1 or numbers.is_floating_point():
         raise ValueError(f"labels must be a list of class numbers, got {numbers.dtype}")
     if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < classes:
         raise ValueError(f"labels must be 0 to {classes - 1}, got {numbers.unique().tolist()}")
-    return torch.bincount(numbers, minlength=classes)
+    return torch.bincount(numbers.long(), minlength=classes)

@@ -1,21 +1,22 @@
 r"""Which power of a distribution has a given entropy: the solver behind (S08).
 
-For rows x = l − max l and g > 0, with w = e^(g x) and Z = sum w:
+For rows x = l − max l and g > 0, with z = g x, Z = sum e^z and q = e^z / Z:
 
-    H = ln Z − g E,   E = sum(w x) / Z,   V = g^2 (sum(w x^2) / Z − E^2),   dH/d ln g = −V     (1)
+    H = ln Z − E_q z,   V = E_q z^2 − (E_q z)^2,   dH/d ln g = −V                              (1)
 
 The place of H between its limits, on a logistic scale,
 
     y = ln((ln n_+ − H) / (H − ln m)),   dy/dt = V / (ln n_+ − H) + V / (H − ln m),  t = ln g  (2)
 
 is nearly straight in t: for small g, ln n_+ − H is proportional to g^2. Newton's method for y(t),
-each step at most 2, halving the bracket where a step would leave it or V is lost in rounding. The
-start is g = 1, moved into [g0, e^3 g0], where g0 would be the answer for normally distributed
-logits of the same variance:
+halving the bracket where a step would leave it. A step is at most 2; where one after the other is
+cut off, as on the plateau beside an outlier, the limit doubles. The start is g = 1, moved into
+[g0, e^3 g0], where g0 would be the answer for normally distributed logits of the same variance:
 
     g0 = sqrt(2 (ln n_+ − H*) / Var x)                                                         (3)
 
-so that logits of any scale need the same few rounds. Newton's method for H(t) needs up to 22.
+so that logits of any scale need the same few rounds. Newton's method for H(t) needs up to 22. Only
+z is squared, never x, and g is multiplied, never ln g added to: no scale of x overflows or rounds.
 
 The loop stops by its numbers, which a compiled graph cannot do; hence an operator of its own,
 `kexue::entropy_gamma`, with its gradient and its rule for `vmap`. Its complaints are raised in
@@ -31,45 +32,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PART", "PowerOfEntropy", "entropy_and_variance", "entropy_gamma"]
+__all__ = [
+    "PART",
+    "PowerOfEntropy",
+    "entropy_and_variance",
+    "entropy_gamma",
+    "powered",
+    "visible_in",
+]
 
 PART = 1 << 18
 """Entries that are solved together on a CPU: 1 MB in float32."""
 STEP, REACH = 2.0, 3.0
-"""The largest step of t, and how far above ln g0 the start may lie."""
+"""The largest first step of ln g, and how far above ln g0 the start may lie."""
 
 
-def entropy_and_variance(x: Tensor, visible: Tensor | None, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """H and V of softmax(gamma · x), row by row: (1)."""
-    w = torch.exp(x * gamma.unsqueeze(-1))  # (R, n)
-    if visible is not None:
-        w = w * visible
-    total, wx = w.sum(-1), w * x
-    mean = wx.sum(-1) / total
-    variance = gamma.square() * (torch.linalg.vecdot(wx, x) / total - mean.square()).clamp(min=0)
-    return total.log() - gamma * mean, variance  # (1)
+def visible_in(x: Tensor) -> Tensor:
+    """True where an entry belongs to the support: not at the lowest number, which stands for −inf.
+
+    So that 0 · x is 0 there, and not NaN.
+    """
+    return x > torch.finfo(x.dtype).min
+
+
+def powered(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
+    """z = g x, (R, n), at least −10^4: e^z is 0 there in every precision, and 0 · z too."""
+    z = torch.mul(x, gamma.unsqueeze(-1), out=out)
+    return torch.clamp(z, min=-1e4, out=out)
+
+
+def entropy_and_variance(
+    x: Tensor, gamma: Tensor, room: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """H and V of softmax(gamma · x), row by row: (1).
+
+    Args:
+        x: logits minus their maximum, (R, n); the lowest number stands for −inf.
+        gamma: (R,).
+        room: two tensors like x to work in, where no gradient is wanted.
+    """
+    one, two = room or (None, None)
+    z = powered(x, gamma, one)
+    q = torch.softmax(z, -1, out=two)  # (R, n)
+    log_total = z.amax(-1) - q.amax(-1).log()  # ln Z, at the largest entry
+    qz = torch.mul(q, z, out=two)
+    mean = qz.sum(-1)
+    variance = torch.mul(qz, z, out=two).sum(-1) - mean.square()
+    return log_total - mean, variance.clamp(min=0)  # (1)
 
 
 @torch.library.custom_op(
     "kexue::entropy_gamma",
     mutates_args=(),
-    schema="(Tensor x, Tensor visible, Tensor target, float tol, int max_iter, bool clamp, "
-    "str source) -> Tensor",
+    schema="(Tensor x, Tensor target, float tol, int max_iter, bool clamp, str source) -> Tensor",
 )
 def entropy_gamma(
-    x: Tensor,
-    visible: Tensor,
-    target: Tensor,
-    tol: float,
-    max_iter: int,
-    clamp: bool,
-    source: str,
+    x: Tensor, target: Tensor, tol: float, max_iter: int, clamp: bool, source: str
 ) -> Tensor:
     """The power g of each row with H(g) = target.
 
     Args:
-        x: logits minus their maximum, (R, n); anything finite where not visible.
-        visible: True where an entry belongs to the support, (R, n).
+        x: logits minus their maximum, (R, n); the lowest number where an entry is outside the
+            support.
         target: H* in nats, (R,).
         tol: difference of the entropy at which a row is done.
         max_iter: most rounds.
@@ -77,7 +101,7 @@ def entropy_gamma(
         source: what the caller gave, "p" or "logits", for messages.
 
     Returns:
-        (R,): positive numbers; 1 for uniform rows that have their target, and for empty ones.
+        (R,): positive numbers; 1 for uniform rows that have their target, 0 for empty ones.
 
     Raises:
         ValueError: NaN, negative entries, +inf, empty rows, targets out of reach.
@@ -86,28 +110,34 @@ def entropy_gamma(
     gamma = torch.empty_like(target, memory_format=torch.contiguous_format)
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
-        part, seen, wanted = x[rows], visible[rows], target[rows]
-        support = seen.sum(-1)
-        top = ((part == 0) & seen).sum(-1)
-        high, low = support.to(x.dtype).log(), top.to(x.dtype).log()  # ln n_+, ln m
+        part, wanted = x[rows], target[rows]
+        support, top = _support(part)
+        high, low = support.log(), top.log()  # ln n_+, ln m
         flat = (support == top) & ((wanted - high).abs() <= max(tol, 1e-6))
         empty = support == 0
         inside = (low < wanted) & (wanted < high)
         broken = ~(part.amax(-1).isfinite() & wanted.isfinite())
         refused = broken if clamp else broken | empty | ~(inside | flat)
         if bool(refused.any()):
-            _complain(x, visible, target, clamp, source)
-        whole = None if bool((support == x.shape[1]).all()) else seen
-        found = _solve(part, whole, wanted, low, high, inside, tol, max_iter)
-        limit = torch.where(wanted >= high, 0.0, torch.inf).to(x.dtype)
-        gamma[rows] = torch.where(inside, found, torch.where(flat | empty, 1, limit))
+            _complain(x, target, clamp, source)
+        found = _solve(part, wanted, support, low, high, inside, tol, max_iter)
+        limit = torch.where(wanted >= high, 0.0, torch.inf).to(x.dtype).masked_fill(empty, 0)
+        gamma[rows] = torch.where(inside, found, limit.masked_fill(flat & ~empty, 1))
     return gamma
+
+
+def _support(x: Tensor) -> tuple[Tensor, Tensor]:
+    """n_+ and m of each row, as floating numbers."""
+    top = x.clone().eq_(0).sum(-1)  # (R,): in place, which needs no booleans
+    if bool((x.amin(-1) > torch.finfo(x.dtype).min).all()):
+        return torch.full_like(top, x.shape[1]), top
+    return visible_in(x).sum(-1).to(x.dtype), top
 
 
 def _solve(
     x: Tensor,
-    visible: Tensor | None,
     target: Tensor,
+    support: Tensor,
     low: Tensor,
     high: Tensor,
     inside: Tensor,
@@ -115,42 +145,51 @@ def _solve(
     max_iter: int,
 ) -> Tensor:
     """Newton's method for (2) within a bracket; rows that are not `inside` are left alone."""
-    eps = torch.finfo(x.dtype).eps
-    spread = _variance(x, visible)
-    start = 0.5 * (2 * (high - target) / spread).log()  # (3)
-    start = torch.where(start.isfinite(), start, 0)
-    t = torch.zeros_like(target).clamp(start, start + REACH)
-    left, right = t - 60, t + 60
+    number = torch.finfo(x.dtype)
+    start = (2 * (high - target)).sqrt() / _deviation(x, support)  # (3)
+    start = torch.where(start.isfinite() & (start > 0), start, 1)
+    g = torch.ones_like(target).clamp(start, (math.exp(REACH) * start).clamp(max=number.max))
+    left = torch.full_like(g, number.smallest_normal * number.eps)
+    right = torch.full_like(g, number.max)
+    limit = torch.full_like(g, STEP)
     goal = ((high - target) / (target - low)).log()  # y(H*)
-    done = ~inside
+    done, room = ~inside, (torch.empty_like(x), torch.empty_like(x))
     for _ in range(max_iter):
-        entropy, variance = entropy_and_variance(x, visible, t.exp())  # (1)
+        entropy, variance = entropy_and_variance(x, g, room)  # (1)
         above = entropy > target
-        left, right = torch.where(above, t, left), torch.where(above, right, t)
+        left, right = torch.where(above, g, left), torch.where(above, right, g)
         y = ((high - entropy) / (entropy - low)).log()
         slope = variance / (high - entropy) + variance / (entropy - low)  # (2)
         step = (goal - y) / slope
-        blind = torch.where(above, STEP, -STEP)  # y or its slope is lost in rounding
-        step = torch.where(step.isnan(), blind, step).clamp(-STEP, STEP)
-        moved = t + step
-        moved = torch.where((moved > left) & (moved < right), moved, (left + right) / 2)
-        done = done | ((entropy - target).abs() <= tol) | ((moved - t).abs() <= 2 * eps)
-        t = torch.where(done, t, moved)
+        step = torch.where(step.isnan(), torch.where(above, torch.inf, -torch.inf), step)
+        done = done | ((entropy - target).abs() <= tol) | (step.abs() <= 2 * number.eps)
+        cut = step.abs() > limit
+        moved = g * step.clamp(-limit, limit).exp()
+        middle = left.sqrt() * right.sqrt()
+        moved = torch.where((moved > left) & (moved < right), moved, middle)
+        done = done | (moved == g)
+        limit = torch.where(cut, 2 * limit, STEP)
+        g = torch.where(done, g, moved)
         if bool(done.all()):
             break
-    return t.exp()
+    return g
 
 
-def _variance(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Var x over the support, roughly; x is 0 outside it."""
-    count = x.shape[-1] if visible is None else visible.sum(-1)
-    rough: Tensor = torch.linalg.vecdot(x, x) / count - (x.sum(-1) / count).square()
-    return rough
+def _deviation(x: Tensor, support: Tensor) -> Tensor:
+    """The standard deviation of x over its support, roughly; its squares cannot overflow."""
+    if bool((support < x.shape[1]).any()):
+        x = torch.where(visible_in(x), x, 0)
+    width = -x.amin(-1)
+    z = x / width.unsqueeze(-1)
+    count = support.clamp(min=1)
+    variance = z.square().sum(-1) / count - (z.sum(-1) / count).square()
+    return width * variance.clamp(min=0).sqrt()
 
 
-def _complain(x: Tensor, visible: Tensor, target: Tensor, clamp: bool, source: str) -> None:
+def _complain(x: Tensor, target: Tensor, clamp: bool, source: str) -> None:
     """Say what is wrong with the first row that is."""
-    wrong = (x.isnan() | x.isposinf()) & visible
+    visible = visible_in(x)
+    wrong = x.isnan() | x.isposinf()
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         need = "is negative, NaN or infinite" if source == "p" else "is NaN or +inf"
@@ -159,7 +198,7 @@ def _complain(x: Tensor, visible: Tensor, target: Tensor, clamp: bool, source: s
     if bool((bad := ~target.isfinite()).any()):
         row = int(bad.nonzero()[0])
         raise ValueError(f"the target entropy of row {row} is {float(target[row])} nats")
-    support, top = visible.sum(-1), ((x == 0) & visible).sum(-1)
+    support, top = visible.sum(-1), (x == 0).sum(-1)
     if bool((empty := support == 0).any()):
         row = int(empty.nonzero()[0])
         why = "sums to 0" if source == "p" else "has no finite logit"
@@ -179,60 +218,49 @@ def _complain(x: Tensor, visible: Tensor, target: Tensor, clamp: bool, source: s
 class PowerOfEntropy(torch.autograd.Function):
     """`entropy_gamma` with the gradient of the implicit function theorem.
 
-    dg = −(g / Var x) sum q (x − E) dx − dH* / (g Var x), in operations that differentiate further.
+    d ln g = −(1 / V) (sum q (z − E z) g dx + dH*), in operations that differentiate further.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor,
-        visible: Tensor,
-        target: Tensor,
-        tol: float,
-        max_iter: int,
-        clamp: bool,
-        source: str,
+        x: Tensor, target: Tensor, tol: float, max_iter: int, clamp: bool, source: str
     ) -> Tensor:
-        gamma: Tensor = entropy_gamma(x, visible, target, tol, max_iter, clamp, source)
+        gamma: Tensor = entropy_gamma(x, target, tol, max_iter, clamp, source)
         return gamma
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, visible, *_ = inputs
-        ctx.save_for_backward(x, visible, output)
+        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (x, visible, gamma) = grads, ctx.saved_tensors
-        solved = (gamma > 0) & (gamma < torch.inf) & (x.detach() < 0).any(-1)
-        power = torch.where(solved, gamma, 1).unsqueeze(-1)
-        w = torch.exp(power * x) * visible
-        q = w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-        centred = x - (q * x).sum(-1, keepdim=True)
+        (grad,), (x, gamma) = grads, ctx.saved_tensors
+        varied = (visible_in(x.detach()) & (x.detach() < 0)).any(-1)
+        solved = (gamma > 0) & (gamma < torch.inf) & varied
+        power = torch.where(solved, gamma, 1)
+        z = powered(x, power)
+        q = z.softmax(-1)
+        centred = z - (q * z).sum(-1, keepdim=True)
         variance = (q * centred.square()).sum(-1)
-        rate = torch.where(solved, grad / torch.where(solved, variance, 1), 0)
-        to_x = -rate.unsqueeze(-1) * power * q * centred
-        return to_x, None, -rate / power.squeeze(-1), None, None, None, None
+        rate = torch.where(solved, grad * power / torch.where(solved, variance, 1), 0)
+        to_x = -(rate * power).unsqueeze(-1) * q * centred
+        return to_x, -rate, None, None, None, None
 
 
 def _vmap(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    visible: Tensor,
-    target: Tensor,
-    *rest: Any,
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, target: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
     """The rows of all samples are rows."""
     size = info.batch_size
     moved = [
         one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0)
-        for one, dim in zip((x, visible, target), in_dims[:3], strict=True)
+        for one, dim in zip((x, target), in_dims[:2], strict=True)
     ]
     gamma = entropy_gamma(*(one.flatten(0, 1) for one in moved), *rest)
     return gamma.unflatten(0, (size, -1)), 0
 
 
-entropy_gamma.register_fake(lambda x, visible, target, *rest: torch.empty_like(target))
+entropy_gamma.register_fake(lambda x, target, *rest: torch.empty_like(target))
 entropy_gamma.register_vmap(_vmap)

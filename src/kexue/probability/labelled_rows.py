@@ -1,13 +1,22 @@
 """What labelled rows must look like, and what is said when they do not (for S02)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Prior", "check_rows", "check_settings", "log_prior", "refuse_few", "refuse_non_finite"]
+__all__ = [
+    "Prior",
+    "check_rows",
+    "check_settings",
+    "log_prior",
+    "refuse_few",
+    "refuse_non_finite",
+    "refuse_overflow",
+]
 
 Prior = Sequence[float] | Tensor | Literal["uniform"] | None
 
@@ -16,7 +25,7 @@ def check_settings(num_classes: int, shrinkage: Any, prior: Any) -> None:
     """Refuse settings out of range.
 
     Raises:
-        TypeError: num_classes is not a whole number.
+        TypeError: num_classes is not a whole number, shrinkage no number, prior no sequence.
         ValueError: the setting that is wrong, by name.
 
     Example:
@@ -31,12 +40,21 @@ def check_settings(num_classes: int, shrinkage: Any, prior: Any) -> None:
             raise ValueError(
                 f"shrinkage must be a number from 0 to 1, 'ledoit_wolf' or 'oas', got {shrinkage!r}"
             )
-    elif isinstance(shrinkage, bool) or not 0 <= shrinkage <= 1:
+    elif isinstance(shrinkage, bool) or not isinstance(shrinkage, Real):
+        raise TypeError(
+            f"shrinkage must be a number from 0 to 1, 'ledoit_wolf' or 'oas', got {shrinkage!r}"
+        )
+    elif not 0 <= float(shrinkage) <= 1:
         raise ValueError(f"shrinkage must be between 0 and 1, got {shrinkage}")
     if prior is None or (isinstance(prior, str) and prior == "uniform"):
         return
     if isinstance(prior, str):
         raise ValueError(f"prior must be None, 'uniform' or probabilities, got {prior!r}")
+    if isinstance(prior, Mapping) or not isinstance(prior, Iterable):
+        raise TypeError(
+            f"prior must be None, 'uniform' or {num_classes} probabilities in the order of the "
+            f"classes, got {prior!r}"
+        )
     p = [float(one) for one in prior]
     if len(p) != num_classes or not all(one > 0 for one in p) or abs(math.fsum(p) - 1) > 1e-6:
         raise ValueError(
@@ -126,6 +144,19 @@ def refuse_non_finite(features: Tensor) -> None:
             f"{int(bad.sum())} of {len(features)} rows of features hold NaN or infinity, first "
             f"row {first}: drop or repair them"
         )
+
+
+def refuse_overflow(scatter: Tensor) -> None:
+    """Refuse a scatter of finite rows that is not finite itself.
+
+    Raises:
+        ValueError: a square or a sum of squares was too large a number.
+
+    Example:
+        >>> refuse_overflow(torch.eye(2))
+    """
+    if not scatter.isfinite().all():
+        raise ValueError("features overflow when they are squared: divide them by a constant")
 
 
 def refuse_few(rows: int, num_classes: int) -> None:

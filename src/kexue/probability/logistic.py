@@ -44,6 +44,7 @@ from kexue.probability.labelled_rows import (
     log_prior,
     refuse_few,
     refuse_non_finite,
+    refuse_overflow,
 )
 from kexue.probability.shrunk_covariance import Shrinkage, shrink, times_inverse
 
@@ -119,6 +120,7 @@ def _model(
     refuse_few(len(features), num_classes)
     refuse_non_finite(features)
     counts, means, scatter = class_statistics(features, labels.long(), num_classes)
+    refuse_overflow(scatter)
     ln_p = log_prior(prior, counts)
     covariance, fourth = scatter / counts.sum(), None  # (1)
     if shrinkage == "ledoit_wolf":

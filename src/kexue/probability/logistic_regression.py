@@ -5,17 +5,23 @@ scikit-learn classifier: NumPy arrays in and out, classes of any type, pipelines
 cross-validation. It takes the place of `sklearn.linear_model.LogisticRegression` without iterating.
 The formulas are in `kexue.probability.logistic`.
 
-Cost: one read of the rows, then one Cholesky factorisation.
+`ClosedFormSoftmax` refuses a singular covariance. Here it has a defined result, since estimators
+meet constant pixels and collinear columns within a search or a fold: what shrinkage that vanishes
+tends to, (5) of `kexue.probability.shrunk_covariance`. A column that is constant or a linear
+combination of others changes no probability; a direction in which the classes differ and nothing
+else does decides alone, with certainty.
+
+Cost: one read of the rows, then one Cholesky factorisation (of eigenvalues, if singular).
 Source: article 8578.
 See also: `sklearn.discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr")`, the same model
 without weights, batches or shrinkage of residuals as they are.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -28,10 +34,26 @@ except ImportError as error:
         "kexue.probability.softmax_layer.ClosedFormSoftmax does the same on tensors without it"
     ) from error
 
+from kexue.probability.class_statistics import ClassStatistics
 from kexue.probability.labelled_rows import Prior
+from kexue.probability.shrunk_covariance import times_limit
 from kexue.probability.softmax_layer import ClosedFormSoftmax
 
 __all__ = ["ClosedFormLogisticRegression"]
+
+
+class _Layer(ClosedFormSoftmax):
+    """The softmax layer, also of a singular covariance."""
+
+    singular = False
+
+    def _times_inverse(self, rows: Tensor, covariance: Tensor, seen: ClassStatistics) -> Tensor:
+        shares = seen.counts / seen.total
+        between = shares @ (seen.means - shares @ seen.means).square()
+        found, self.singular = times_limit(
+            rows, covariance, means=seen.means, between=between, precision=self.dtype
+        )
+        return found
 
 
 def _streams(model: "ClosedFormLogisticRegression") -> bool:
@@ -47,13 +69,16 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
 
     Args:
         shrinkage: how far the covariance within classes is pulled towards a multiple of the
-            identity, 0 to 1; "ledoit_wolf" or "oas" choose it. 0 as in the article.
+            identity, 0 to 1; "ledoit_wolf" or "oas" choose it. 0 as in the article; rows hardly
+            more than features, or fewer, want more.
         prior: probabilities in the order of `classes_`, or "uniform"; None takes their shares.
 
     Attributes:
         classes_: the classes, sorted.
-        coef_: (classes, features); one row for two classes, as in scikit-learn.
+        coef_: (classes, features), about the overall mean; one row for two classes, as in
+            scikit-learn.
         intercept_: one number per row of `coef_`.
+        singular_: whether the covariance had no inverse, as with constant or collinear features.
         n_features_in_: number of features.
 
     Example:
@@ -63,6 +88,8 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
         >>> model.predict_proba([[2.5]]).tolist()
         [[0.5, 0.5]]
     """
+
+    _model: _Layer | None = None
 
     def __init__(self, *, shrinkage: Any = 0.0, prior: Any = None) -> None:
         self.shrinkage = shrinkage
@@ -77,12 +104,15 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
             sample_weight: (rows), not negative; 2 counts a row twice, 0 leaves it out.
 
         Raises:
-            ValueError: fewer than two classes, too few rows, NaN, or a singular covariance.
+            TypeError: shrinkage or prior of a wrong type.
+            ValueError: fewer than two classes, not more rows than classes, NaN, or a setting out
+                of range.
         """
+        self._model = None
         X, codes, weight = self._rows(X, y, sample_weight, classes=None, reset=True)
-        self._model = ClosedFormSoftmax(len(self.classes_), self.shrinkage, self._prior())
-        self._model.fit(X, codes, weight)
-        self._gathering = False
+        model = self._layer()
+        model.fit(X, codes, weight)
+        self._model = model
         return self
 
     @available_if(_streams)  # type: ignore[untyped-decorator]
@@ -101,27 +131,31 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
             AttributeError: shrinkage is "ledoit_wolf", which needs all rows at once.
             ValueError: the first call has no `classes`, or a class is unknown.
         """
-        first = not hasattr(self, "_model")
+        first = not self.__sklearn_is_fitted__()
         if first and classes is None:
             raise ValueError("classes must be given in the first call of partial_fit")
         X, codes, weight = self._rows(X, y, sample_weight, classes=classes, reset=first)
-        if first:
-            self._model = ClosedFormSoftmax(len(self.classes_), self.shrinkage, self._prior())
-        self._model.partial_fit(X, codes, weight)
-        self._gathering = True
+        model = self._layer() if self._model is None else self._model
+        model.partial_fit(X, codes, weight)
+        self._model = model
         return self
 
     @property
     def coef_(self) -> np.ndarray:
-        """(2), or the one row of (5) for two classes."""
-        weight = self._solved().weight.numpy()
+        """The rows w' of (6), or the one row of (5) for two classes."""
+        weight: np.ndarray = self._linear().weight.numpy()
         return weight[1:] - weight[:1] if len(weight) == 2 else weight
 
     @property
     def intercept_(self) -> np.ndarray:
-        """(3), or the one number of (5) for two classes."""
-        bias = self._solved().bias.numpy()
+        """What goes with `coef_`, or the one number of (5) for two classes."""
+        bias: np.ndarray = self._linear().bias.numpy()
         return bias[1:] - bias[:1] if len(bias) == 2 else bias
+
+    @property
+    def singular_(self) -> bool:
+        """Whether the result is the limit of shrinkage that vanishes."""
+        return self._solved().singular
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits, (rows, classes); for two classes the log-odds of the second, (rows)."""
@@ -142,12 +176,21 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
         names: np.ndarray = self.classes_[chosen]
         return names
 
-    def _solved(self) -> ClosedFormSoftmax:
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._model is not None
+
+    def _layer(self) -> _Layer:
+        return _Layer(len(self.classes_), self.shrinkage, self._prior())
+
+    def _solved(self) -> _Layer:
         check_is_fitted(self)
-        if self._gathering:
-            self._model.finalize()
-            self._gathering = False
-        return self._model
+        model = cast(_Layer, self._model)
+        if not model.solved:
+            model.finalize()
+        return model
+
+    def _linear(self) -> nn.Linear:
+        return self._solved().to_linear(torch.float64).requires_grad_(False)
 
     def _features(self, X: Any) -> Tensor:
         return _tensor(validate_data(self, X, dtype=(np.float64, np.float32), reset=False))
@@ -185,10 +228,7 @@ class ClosedFormLogisticRegression(ClassifierMixin, BaseEstimator):
         return _tensor(X), torch.from_numpy(codes), None if weight is None else _tensor(weight)
 
     def _prior(self) -> Prior:
-        given: Any = self.prior
-        if given is not None and not isinstance(given, str):
-            given = np.asarray(given, dtype=np.float64).tolist()
-        prior: Prior = given
+        prior: Prior = self.prior.tolist() if hasattr(self.prior, "tolist") else self.prior
         return prior
 
 

@@ -4,11 +4,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "as_given", "checked_prior", "checked_rows"]
+__all__ = ["Rows", "as_given", "as_tensor", "checked_prior", "checked_rows"]
 
 Rows = Tensor | np.ndarray
 TOLERANCE = 1e-3
 """How far the sum of a row may be from 1; in half precision, two of its rounding units."""
+
+
+def as_tensor(given: Rows, name: str) -> Tensor:
+    """Numbers as a tensor; an array that torch cannot share (read-only, reversed) is copied.
+
+    Raises:
+        TypeError: no numbers.
+    """
+    if isinstance(given, Tensor):
+        return given
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be numbers, got {array.dtype}")
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def checked_rows(p: Rows, name: str) -> Tensor:
@@ -18,12 +32,12 @@ def checked_rows(p: Rows, name: str) -> Tensor:
         TypeError: no floating numbers.
         ValueError: not two axes, fewer than two classes, NaN, a negative entry, another sum than 1.
     """
-    rows = torch.as_tensor(p)
+    rows = as_tensor(p, name)
     if not rows.is_floating_point():
         raise TypeError(f"{name} must hold floating numbers, got {rows.dtype}")
     if rows.ndim != 2 or rows.shape[1] < 2:
         raise ValueError(f"{name} must be (rows, classes ≥ 2), got shape {(*rows.shape,)}")
-    wide = torch.float64 if isinstance(p, np.ndarray) else torch.float32
+    wide = torch.float32 if isinstance(p, Tensor) else torch.float64
     given = rows.dtype
     rows = rows.to(torch.promote_types(given, wide))
     sums = rows.sum(1)
@@ -50,7 +64,7 @@ def checked_prior(prior: Rows, *rows: Tensor) -> Tensor:
     Raises:
         ValueError: another number of classes, a negative number, 0 for a class that is predicted.
     """
-    pi = torch.as_tensor(prior).to(rows[0])
+    pi = as_tensor(prior, "prior").to(rows[0])
     classes = rows[0].shape[1]
     if pi.shape != (classes,):
         raise ValueError(f"prior must hold {classes} numbers, got shape {(*pi.shape,)}")
@@ -69,7 +83,12 @@ def checked_prior(prior: Rows, *rows: Tensor) -> Tensor:
 
 
 def as_given(found: Tensor, given: Rows | None) -> Rows:
-    """A result as numpy or torch, like what came in; half precision becomes float32."""
-    if isinstance(given, np.ndarray):
-        return found.cpu().numpy().astype(given.dtype if given.dtype.itemsize > 2 else np.float32)
-    return found
+    """A result as torch, or numpy for anything else that came in.
+
+    Half precision becomes float32, and whole numbers float64.
+    """
+    if given is None or isinstance(given, Tensor):
+        return found
+    dtype = np.asarray(given).dtype
+    wide = np.promote_types(dtype, np.float32) if dtype.kind == "f" else np.float64
+    return found.detach().cpu().numpy().astype(wide)

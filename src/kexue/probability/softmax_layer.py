@@ -24,6 +24,7 @@ from kexue.probability.labelled_rows import (
     log_prior,
     refuse_few,
     refuse_non_finite,
+    refuse_overflow,
 )
 from kexue.probability.shrunk_covariance import Shrinkage, shrink, times_inverse
 
@@ -43,9 +44,11 @@ class ClosedFormSoftmax:
     Attributes:
         weight: (K, D) of (2), float64, after `fit` or `finalize`.
         bias: (K) of (3), float64.
+        solved: whether they are those of all that was taken in.
 
     Raises:
-        ValueError: num_classes, shrinkage, prior or dtype out of range.
+        TypeError: num_classes, shrinkage or prior of a wrong type.
+        ValueError: one of them or dtype out of range.
 
     Example:
         >>> x, y = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1])
@@ -77,7 +80,7 @@ class ClosedFormSoftmax:
         self.num_classes, self.shrinkage = num_classes, shrinkage
         self.prior, self.dtype = prior, dtype
         self.statistics: ClassStatistics | None = None
-        self._everywhere = self._solved = False
+        self._everywhere = self.solved = False
 
     def fit(
         self, features: Tensor, labels: Tensor, sample_weight: Tensor | None = None
@@ -95,7 +98,7 @@ class ClosedFormSoftmax:
         """
         check_rows(features, labels, sample_weight, self.num_classes)
         refuse_few(len(features), self.num_classes)
-        self.statistics, self._everywhere = None, False
+        self.statistics, self._everywhere, self.solved = None, False, False
         self.partial_fit(features, labels, sample_weight)
         fourth = None
         if self.shrinkage == "ledoit_wolf" and self.statistics is not None:
@@ -125,10 +128,10 @@ class ClosedFormSoftmax:
         batch = ClassStatistics(*shape, features.device)
         weight = None if sample_weight is None else sample_weight.double()
         batch.add(features, labels.long(), weight, self.dtype)
-        if not batch.scatter.sum().isfinite():
+        if not batch.scatter.isfinite().all():
             refuse_non_finite(features)
-            raise ValueError("features overflow when they are squared: divide them by a constant")
-        self._solved = False
+            refuse_overflow(batch.scatter)
+        self.solved = False
         if self.statistics is None:
             self.statistics = batch
         else:
@@ -151,7 +154,7 @@ class ClosedFormSoftmax:
             raise ValueError(f"cannot merge rows of {its} features into rows of {mine}")
         else:
             self.statistics.merge(other.statistics)
-        self._solved = False
+        self.solved = False
         return self
 
     @torch.inference_mode(False)
@@ -177,7 +180,7 @@ class ClosedFormSoftmax:
             device = torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu"
             self.statistics = ClassStatistics(self.num_classes, known.pop() or 0, device)
         self.statistics.all_reduce(group)
-        self._everywhere, self._solved = True, False
+        self._everywhere, self.solved = True, False
         return self
 
     def finalize(self) -> "ClosedFormSoftmax":
@@ -191,7 +194,7 @@ class ClosedFormSoftmax:
 
     def decision_function(self, features: Tensor) -> Tensor:
         """Logits (N, K) in float64, up to a number common to the classes: (6)."""
-        if not self._solved:
+        if not self.solved:
             raise ValueError("call fit, or partial_fit and then finalize, before predicting")
         check_rows(features, None, None, self.num_classes, self.weight.shape[1])
         return (features.double() - self._centre) @ self._weight.T + self._bias  # (6)
@@ -214,7 +217,7 @@ class ClosedFormSoftmax:
         Args:
             dtype: of the layer; torch's default dtype if None.
         """
-        if not self._solved:
+        if not self.solved:
             raise ValueError("call fit, or partial_fit and then finalize, before to_linear")
         K, D = self._weight.shape
         layer: nn.Linear = nn.utils.skip_init(
@@ -231,15 +234,19 @@ class ClosedFormSoftmax:
         if (seen := self.statistics) is None:
             raise ValueError("no row was given: call partial_fit before finalize")
         ln_p = log_prior(self.prior, seen.counts)
+        refuse_overflow(seen.scatter)
         covariance = shrink(seen.covariance, self.shrinkage, seen.total, fourth)
         m, centre = seen.means, seen.counts @ seen.means / seen.total
-        rows = torch.cat((m, m - centre))
-        both = times_inverse(rows, covariance, means=m, precision=self.dtype)
+        both = self._times_inverse(torch.cat((m, m - centre)), covariance, seen)
         self.weight, self._weight = both.chunk(2)  # (2), (6)
         self.bias = ln_p - (self.weight * m).sum(dim=1) / 2  # (3)
         self._bias = ln_p - (self._weight * (m - centre)).sum(dim=1) / 2  # (6)
-        self._centre, self._solved = centre, True
+        self._centre, self.solved = centre, True
         return self
+
+    def _times_inverse(self, rows: Tensor, covariance: Tensor, seen: ClassStatistics) -> Tensor:
+        """rows · covariance^-1; a singular covariance is refused."""
+        return times_inverse(rows, covariance, means=seen.means, precision=self.dtype)
 
     @staticmethod
     def _fourth(means: Tensor, x: Tensor, y: Tensor, c: Tensor | None) -> Tensor:

@@ -5,12 +5,21 @@
 It is made from the plain values of `kexue.analysis.leaderboard.summary` alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kexue.data.files import atomic_write_text
 from kexue.report.drawing import Label
+from kexue.report.leaderboard_tables import (
+    WAYS,
+    agreement_table,
+    digits_of,
+    every,
+    means_table,
+    pairwise_table,
+    scores_table,
+)
 from kexue.report.page import (
     Html,
     badge,
@@ -30,13 +39,6 @@ from kexue.report.rank_flow import MOST_MODELS, rank_flow, rank_spread
 
 __all__ = ["leaderboard_page", "write_leaderboard_report"]
 
-WAYS: Mapping[str, tuple[str, str]] = {
-    "arithmetic": ("arithmetic", "算术平均"),
-    "geometric": ("geometric", "几何平均"),
-    "harmonic": ("harmonic", "调和平均"),
-    "borda": ("Borda", "Borda 计分"),
-    "wins": ("pairwise wins", "两两对决"),
-}
 LEVELS = {
     "bad": ("wrong comparison", "比较有误", "bad"),
     "warn": ("beware", "注意", "warn"),
@@ -85,12 +87,12 @@ def leaderboard_page(found: Mapping[str, Any], about: Mapping[str, object]) -> H
         headline(_headline(found)),
         _findings(found),
         section(bilingual("Order under every mean", "各种平均下的次序"), _flow(found)),
-        _table(found),
+        means_table(found),
         _without_tasks(found),
         _stability(found),
-        _agreement(found),
-        _pairwise(found),
-        _scores(found),
+        agreement_table(found),
+        pairwise_table(found),
+        scores_table(found),
         section(bilingual("About", "说明"), facts(_facts(found, about))),
     ]
     return page("kexue leaderboard", join(parts))
@@ -98,7 +100,7 @@ def leaderboard_page(found: Mapping[str, Any], about: Mapping[str, object]) -> H
 
 def _headline(found: Mapping[str, Any]) -> list[tuple[object, object]]:
     first = found["means"][0]
-    moved = sum(len({found["ranks"][w][m] for w in found["means"]}) > 1 for m in _all(found))
+    moved = sum(len({found["ranks"][w][m] for w in found["means"]}) > 1 for m in every(found))
     of = found["bootstrap"]["of"][first]
     leader = found["ranks"][first].index(1)
     what = bilingual("first place", "第一名")
@@ -135,41 +137,10 @@ def _flow(found: Mapping[str, Any]) -> Html:
         found["models"],
         [found["ranks"][way] for way in ways],
         title=("Rank under every way of averaging", "各种平均方式下的名次"),
-        under=("coloured: whose rank changes", "着色：名次有变化的模型"),
+        under=("coloured: whose rank changes most", "着色：名次变动最大的模型"),
         width=900,
     )
     return figure(picture, _cut(found))
-
-
-def _table(found: Mapping[str, Any]) -> Html:
-    ways = list(found["values"])
-    head = [bilingual("model", "模型")]
-    for way in ways:
-        head += [bilingual(*WAYS.get(way, (way, way))), bilingual("rank", "名次")]
-    published = found["published"]
-    if published:
-        head.append(bilingual("as published", "公布值"))
-    order = sorted(_all(found), key=lambda m: found["ranks"][ways[0]][m])
-    rows = []
-    for m in order:
-        row: list[object] = [found["models"][m]]
-        for way in ways:
-            digits = 1 if way in ("borda", "wins") else _digits(found)
-            row += [f"{found['values'][way][m]:.{digits}f}", tag("b", found["ranks"][way][m])]
-        if published:
-            value = published.get(found["models"][m])
-            row.append("—" if value is None else f"{value:g}")
-        rows.append(row)
-    soft = bilingual(
-        "Ties share the smallest rank. Borda: models beaten plus half of the ties, over all tasks. "
-        "Pairwise wins: models beaten on more tasks than lost.",
-        "并列取最小名次。Borda：各任务上胜过的模型数加一半的平局，求和。两两对决：多数任务上胜过的模型数。",
-    )
-    return section(
-        bilingual("Means and ranks", "平均与名次"),
-        table(head, rows, align="l" + "r" * (len(head) - 1), wide=True),
-        tag("p", soft, class_="soft"),
-    )
 
 
 def _without_tasks(found: Mapping[str, Any]) -> Html:
@@ -197,7 +168,7 @@ def _without_tasks(found: Mapping[str, Any]) -> Html:
 
 def _stability(found: Mapping[str, Any]) -> Html:
     boot, means = found["bootstrap"], found["means"]
-    order = sorted(_all(found), key=lambda m: found["ranks"][means[0]][m])
+    order = sorted(every(found), key=lambda m: found["ranks"][means[0]][m])
     tasks = boot["over"] == "tasks"
     picture = rank_spread(
         [found["models"][m] for m in order],
@@ -233,7 +204,7 @@ def _stability(found: Mapping[str, Any]) -> Html:
         row: list[object] = [found["models"][m]]
         for mean in means:
             low, _, high = boot["of"][mean]["value"][m]
-            digits = _digits(found) - 1
+            digits = digits_of(found) - 1
             value = f"{found['values'][mean][m]:.{digits}f}"
             row += [value, f"{low:.{digits}f}–{high:.{digits}f}"]
             row.append(_share(boot["of"][mean]["first"][m]))
@@ -243,57 +214,6 @@ def _stability(found: Mapping[str, Any]) -> Html:
         tag("p", how, class_="soft"),
         figure(picture, caution if tasks else None),
         table(head, rows, align="l" + "r" * (len(head) - 1), wide=True),
-    )
-
-
-def _agreement(found: Mapping[str, Any]) -> Html:
-    ways = list(found["values"])
-    head: list[object] = ["Kendall τ", *(bilingual(*WAYS.get(way, (way, way))) for way in ways)]
-    rows = []
-    for a in ways:
-        cells = ["—" if a == b else _tau(found["kendall"][a][b]) for b in ways]
-        rows.append([bilingual(*WAYS.get(a, (a, a))), *cells])
-    soft = bilingual(
-        "1: the same order, −1: reversed, —: all tie.", "1：次序相同；−1：相反；—：全部并列。"
-    )
-    return section(
-        bilingual("Agreement of the orders", "次序的一致程度"),
-        table(head, rows, align="l" + "r" * len(ways)),
-        tag("p", soft, class_="soft"),
-    )
-
-
-def _pairwise(found: Mapping[str, Any]) -> Html:
-    if len(found["models"]) > MOST_MODELS:
-        return Html()
-    order = sorted(_all(found), key=lambda m: found["ranks"][found["means"][0]][m])
-    head: list[object] = [bilingual("wins of the row", "行对列的胜场")]
-    head.extend(str(k + 1) for k in range(len(order)))
-    rows = [
-        [f"{k + 1} {found['models'][m]}"]
-        + ["" if m == n else f"{found['pairwise'][m][n]:g}" for n in order]
-        for k, m in enumerate(order)
-    ]
-    return section(
-        bilingual("Pairwise wins", "两两对决"),
-        table(head, rows, align="l" + "r" * len(order), wide=True),
-    )
-
-
-def _scores(found: Mapping[str, Any]) -> Html:
-    order = sorted(_all(found), key=lambda m: found["ranks"][found["means"][0]][m])
-    head = [bilingual("model", "模型"), *found["tasks"]]
-    rows = []
-    for m in order:
-        best = [max(column) for column in zip(*found["scores"], strict=True)]
-        cells = [
-            tag("b", f"{v:.{_digits(found) - 2}f}") if v == top else f"{v:.{_digits(found) - 2}f}"
-            for v, top in zip(found["scores"][m], best, strict=True)
-        ]
-        rows.append([found["models"][m], *cells])
-    return section(
-        bilingual("Scores", "成绩"),
-        table(head, rows, align="l" + "r" * len(found["tasks"]), wide=True),
     )
 
 
@@ -314,25 +234,11 @@ def _facts(found: Mapping[str, Any], about: Mapping[str, object]) -> list[tuple[
     return rows
 
 
-def _all(found: Mapping[str, Any]) -> Sequence[int]:
-    return range(len(found["models"]))
-
-
 def _cut(found: Mapping[str, Any]) -> Html | None:
     if len(found["models"]) <= MOST_MODELS:
         return None
     return bilingual(f"The first {MOST_MODELS} models.", f"前 {MOST_MODELS} 个模型。")
 
 
-def _digits(found: Mapping[str, Any]) -> int:
-    """Decimals of the means: percentages need fewer than fractions."""
-    largest = max(abs(v) for row in found["scores"] for v in row)
-    return 3 if largest > 1.5 else 5
-
-
 def _share(value: float) -> str:
     return f"{100 * value:.0f} %" if value == 0 or value >= 0.005 else "< 1 %"
-
-
-def _tau(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3f}"

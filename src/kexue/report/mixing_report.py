@@ -112,6 +112,8 @@ def mixing_sentence(report: MixingReport) -> str:
         if report.same
         else f"NOT the same records (about {report.lost:,} lost, {report.added:,} added)"
     )
+    if mixing is None:
+        return f"no mixing score, fewer than two records occur once; {same}"
     return (
         f"mixing score {mixing.score:.3f}, variance {shown(mixing.variance)}, "
         f"correlation {mixing.correlation:+.3f}: {mixing.kind}; {same}"
@@ -121,27 +123,20 @@ def mixing_sentence(report: MixingReport) -> str:
 def mixing_page(report: MixingReport, about: Mapping[str, object]) -> Html:
     """The whole page."""
     mixing = report.mixing
-    level, english, chinese = KINDS[mixing.kind]
+    level, english, chinese = KINDS[report.kind]
     parts = [
         header(
             bilingual("How well is it mixed?", "混合得怎么样？"),
             eyebrow=bilingual("Mixing report", "混合报告"),
             lead=bilingual(
-                f"{report.records:,} records before, {report.shuffled_records:,} after.",
+                f"Records: {report.records:,} before, {report.shuffled_records:,} after.",
                 f"打乱前 {report.records:,} 条记录，打乱后 {report.shuffled_records:,} 条。",
             ),
         ),
-        headline(
-            [
-                (f"{mixing.score:.3f}", bilingual("mixing score", "混合得分")),
-                (shown(mixing.variance), bilingual("variance, uniform 1", "方差，均匀为 1")),
-                (f"{mixing.correlation:+.3f}", bilingual("rank correlation", "秩相关")),
-            ]
-        ),
+        *([] if mixing is None else [_headline(mixing)]),
         note(tag("p", bilingual(english, chinese)), kind=level),
         _same(report),
-        section(bilingual("Where records went", "记录去了哪里"), figure(_picture(mixing))),
-        _numbers(mixing),
+        *([] if mixing is None else [_where(mixing), _numbers(mixing)]),
         section(bilingual("The files", "文件"), facts(_facts(report, about))),
     ]
     return page("kexue shuffle · mixing", join(parts))
@@ -175,14 +170,25 @@ def _same(report: MixingReport) -> Html:
     return note(tag("p", words), kind="bad")
 
 
-def _picture(mixing: Mixing) -> Html:
-    return scatter_chart(
+def _headline(mixing: Mixing) -> Html:
+    return headline(
+        [
+            (f"{mixing.score:.3f}", bilingual("mixing score", "混合得分")),
+            (shown(mixing.variance), bilingual("variance, uniform 1", "方差，均匀为 1")),
+            (f"{mixing.correlation:+.3f}", bilingual("rank correlation", "秩相关")),
+        ]
+    )
+
+
+def _where(mixing: Mixing) -> Html:
+    picture = scatter_chart(
         mixing.points,
         title=("Place before and after", "打乱前后的位置"),
         x_label=("place in the input", "在输入中的位置"),
         y_label=("place in the output, upwards", "纵轴：在输出中的位置"),
         width=520,
     )
+    return section(bilingual("Where records went", "记录去了哪里"), figure(picture))
 
 
 def _numbers(mixing: Mixing) -> Html:

@@ -123,9 +123,9 @@ def test_without_a_limit_a_process_that_holds_much_has_room_for_a_shuffle(
     plan = plan_shuffle(tmp_path / "in", tmp_path / "out")
     assert plan.memory == 2 * 10**9 or plan.memory - base > 10**9
     report = shuffle_lines(tmp_path / "in", tmp_path / "out", progress=False)
-    assert report.lines == 2 and report.buckets == 1
+    assert (report.lines, report.buckets) == (2, 1)
     if held > 1:
-        with pytest.raises(ValueError, match=r"memory must be at least [\d,.]+ [MG]B .* got 2,000 MB"):
+        with pytest.raises(ValueError, match=r"memory must be at least .* got 2,000 MB"):
             shuffle_lines(tmp_path / "in", tmp_path / "o", memory="2GB", progress=False)
 
 

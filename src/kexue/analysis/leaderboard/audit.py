@@ -6,6 +6,7 @@ MNLI-m and MNLI-mm as one task or two, the result rounded or cut off. A rule exp
 gives the printed number.
 
     T <= 14 columns: all 2^T − 1 sets of columns; more: those that leave out or keep at most three
+                                                       (two beyond 67, one beyond 316)
     common rules: explain every row;   otherwise the fewest rules that together do (greedily)
 
 One row alone is explained by many rules; a table with one rule for some rows and another for the
@@ -28,6 +29,8 @@ __all__ = ["Audit", "Rule", "audit_averages", "decimals_of", "known_pairs"]
 
 EXHAUSTIVE = 14
 """Up to so many tasks every set of them is tried."""
+MOST = 50_000
+"""Of more tasks, sets of one size are tried while there are no more of them; 3 of 67, 2 of 316."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ def _subsets(tasks: int) -> np.ndarray:
     if tasks <= EXHAUSTIVE:
         numbers = np.arange(1, 2**tasks)
         return (numbers[:, None] >> np.arange(tasks) & 1).astype(bool)
-    few = [c for size in (0, 1, 2, 3) for c in combinations(range(tasks), size)]
+    sizes = [size for size in range(4) if math.comb(tasks, size) <= MOST]
+    few = [c for size in sizes for c in combinations(range(tasks), size)]
     small = np.zeros((len(few), tasks), dtype=bool)
     for row, chosen in enumerate(few):
         small[row, list(chosen)] = True

@@ -1,6 +1,5 @@
 """A leaderboard: means, ranks, Borda, stability, audit, and what to distrust (S13)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from jaxtyping import Float, Int
 
 from kexue.analysis.leaderboard.audit import Audit, audit_averages
 from kexue.analysis.leaderboard.bootstrap import Bootstrap, over_examples, over_seeds, over_tasks
+from kexue.analysis.leaderboard.comparable import Weights, complete, weights_of
 from kexue.analysis.leaderboard.ranks import borda_points, copeland, kendall, ranks, spearman
 from kexue.analysis.leaderboard.reading import read_table
 from kexue.analysis.leaderboard.table import ScoreTable
 from kexue.probability.means import MEANS, power_mean, power_of
 
 __all__ = ["Agreement", "Leaderboard"]
-
-Weights = Mapping[str, float | int] | Sequence[float | int]
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,12 @@ class Leaderboard:
     ) -> None:
         self.table = table
         whole = table.scores()
-        rows, kept = _complete(table, whole, missing)
+        rows, kept = complete(table, whole, missing)
         names = list(table.tasks)
         self.models = tuple(table.models[m] for m in rows)
         self.tasks = tuple(names[t] for t in kept)
         self.scores: Float[np.ndarray, "M T"] = whole[np.ix_(rows, kept)]
-        self.weights: Float[np.ndarray, " T"] = _weights(weights, names)[kept]
+        self.weights: Float[np.ndarray, " T"] = weights_of(weights, names)[kept]
         if self.weights.sum() <= 0:
             raise ValueError(f"the tasks that are left have no weight: {', '.join(self.tasks)}")
         self.weights = self.weights / self.weights.sum()
@@ -274,44 +272,3 @@ class Leaderboard:
                     f"got {one.shape}"
                 )
         return found
-
-
-def _complete(table: ScoreTable, whole: np.ndarray, missing: str) -> tuple[list[int], list[int]]:
-    """The rows and tasks between which no score is missing."""
-    if missing not in ("common", "drop_rows", "error"):
-        raise ValueError(f'missing must be "common", "drop_rows" or "error", got {missing!r}')
-    gone = np.isnan(whole)
-    rows, tasks = list(range(len(whole))), list(range(whole.shape[1]))
-    if not gone.any():
-        return rows, tasks
-    m, t = np.argwhere(gone)[0]
-    where = f"row {table.models[m]!r}, column {list(table.tasks)[t]!r}"
-    if missing == "error":
-        raise ValueError(f"{where}: the score is missing; fill it in or choose what to leave out")
-    if missing == "drop_rows":
-        rows = [m for m in rows if not gone[m].any()]
-        if not rows:
-            raise ValueError(f"no row has every task (see {where}); drop a task")
-        return rows, tasks
-    for m in rows:
-        if gone[m].all():
-            raise ValueError(f"row {table.models[m]!r} has no score at all; take it out")
-    tasks = [t for t in tasks if not gone[:, t].any()]
-    if not tasks:
-        raise ValueError(f'no task is there in every row (see {where}); try missing="drop_rows"')
-    return rows, tasks
-
-
-def _weights(weights: Weights | None, tasks: list[str]) -> np.ndarray:
-    if weights is None:
-        return np.ones(len(tasks))
-    if isinstance(weights, Mapping):
-        if unknown := [name for name in weights if name not in tasks]:
-            raise ValueError(f"weight for {unknown[0]!r}, which is no task; {', '.join(tasks)} are")
-        weights = [float(weights.get(task, 1.0)) for task in tasks]
-    if len(weights) != len(tasks):
-        raise ValueError(f"{len(tasks)} weights are needed, one per task, got {len(weights)}")
-    for task, weight in zip(tasks, weights, strict=True):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"the weight of {task!r} must be >= 0, got {weight}")
-    return np.asarray(weights, dtype=np.float64)

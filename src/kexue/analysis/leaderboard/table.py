@@ -136,6 +136,7 @@ def cell_numbers(text: str) -> list[float]:
         >>> cell_numbers("95.8/98.9"), cell_numbers("90,5 %"), cell_numbers("n/a")
         ([95.8, 98.9], [90.5], [nan])
     """
+    text = text.replace("\u2212", "-")  # the minus sign of mathematics
     if text.strip().casefold() in MISSING:
         return [math.nan]
     return [_number(part.strip(), text) for part in text.split("/")]

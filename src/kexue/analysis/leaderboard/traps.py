@@ -16,9 +16,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from kexue.analysis.finding import Finding
 from kexue.analysis.leaderboard.board import Leaderboard
 from kexue.analysis.leaderboard.ranks import ranks
-from kexue.analysis.scale_findings import Finding
 from kexue.probability.means import MEANS, power_mean
 
 __all__ = ["traps"]
@@ -26,11 +26,13 @@ __all__ = ["traps"]
 LEVELS = ("bad", "warn", "note")
 DIAGNOSTIC = re.compile(r"ax([-_ ]?[bg])?|diagnostics?|broadcoverage.*|winogender.*", re.IGNORECASE)
 LESS_IS_BETTER = re.compile(
-    r"(^|[^a-z])(err(or)?s?|loss|ppl|perplexity|wer|cer|mae|r?mse|latency|fid)([^a-z]|$)",
+    r"(^|[^a-z])(rank|err(or)?s?|loss|ppl|perplexity|wer|cer|mae|r?mse|latency|fid)([^a-z]|$)",
     re.IGNORECASE,
 )
 ROUNDING = 0.05
 """Half of the last digit of an average with one decimal."""
+MOST_GAPS = 5
+"""So many gaps within rounding are named, the first in the order; the others are counted."""
 
 
 def traps(board: Leaderboard) -> tuple[Finding, ...]:
@@ -192,12 +194,17 @@ def _gaps(board: Leaderboard) -> Iterator[Finding]:
     values = board.aggregate()
     order = np.argsort(-values, kind="stable")
     percent = values.max() > 1
-    for better, worse in pairwise(order):
-        gap = values[better] - values[worse]
-        if percent and gap < ROUNDING:
-            names = f"{board.models[better]}, {board.models[worse]}"
-            en = f"arithmetic means {gap:.3f} apart: a tie at one decimal"
-            yield Finding("note", names, en, f"算术平均只差 {gap:.3f}：保留一位小数就是并列")
+    close = [
+        (values[better] - values[worse], f"{board.models[better]}, {board.models[worse]}")
+        for better, worse in pairwise(order)
+        if percent and values[better] - values[worse] < ROUNDING
+    ]
+    for gap, names in close[:MOST_GAPS]:
+        en = f"arithmetic means {gap:.3f} apart: a tie at one decimal"
+        yield Finding("note", names, en, f"算术平均只差 {gap:.3f}：保留一位小数就是并列")
+    if (more := len(close) - MOST_GAPS) > 0:
+        en = f"{more} more neighbours in the order are less than {ROUNDING:g} apart"
+        yield Finding("note", "means", en, f"另有 {more} 对相邻模型的算术平均相差不到 {ROUNDING:g}")
     if len(board.tasks) > 1 and len(board.models) > 1:
         spread = board.bootstrap(2000).rank_interval()
         widest = int((spread[:, 2] - spread[:, 0]).argmax())

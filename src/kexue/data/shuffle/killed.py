@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from kexue.data.shuffle.outputs import older_parts
+from kexue.data.shuffle.part_names import older_parts
 from kexue.data.shuffle.plan import megabytes
 from kexue.data.shuffle.request import Request
 from kexue.data.shuffle.run_files import RunFiles, boot
@@ -41,6 +41,8 @@ def prepared(run: RunFiles, request: Request) -> dict[str, Any] | None:
 
 def why_anew(state: dict[str, Any], request: Request) -> str | None:
     """Why a killed run cannot go on, if so."""
+    if state["engine"] == "parquet":
+        return "a run over Parquet rows cannot go on"
     if state["stage"] == "scatter":
         return "the run was killed before all records were in buckets"
     if state["arguments"]["seen"] != request.seen:

@@ -6,13 +6,14 @@ does not fit into memory goes through buckets, Arrow IPC files that hold rows an
 bucket that is too large is scattered again.
 
     memory   two tables of a bucket, free / 4 each; a table read, in one piece, and in the order
-             of its buckets, free / 12 each; a row group of the output
-    groups   as many rows as 16 MB of the first rows have, at most 131,072; cut without regard to
-             buckets, so the bytes of the output too follow from the input and the seed; only the
-             dictionaries of a column that differ between inputs may be joined in another order
+             of its buckets, free / 12 each, where a row costs its bytes and 40 for its number, key
+             and place in the order; a row group of the output; what reading a file takes, seen
+             while the first rows are read; a row of free / 10 at most
+    groups   as many rows as have 16 MB, at most 131,072; rows alone say where they are cut, so the
+             bytes of the output too follow from the input and the seed
 
 Schema, its metadata and the compression of the output are the first file's; the other files must
-have the same columns.
+have the same columns. Columns are plain in between: a dictionary is made anew for each row group.
 """
 
 import secrets
@@ -27,19 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from kexue.data.shuffle.outputs import older_parts, told
-from kexue.data.shuffle.parquet_files import (
-    GROUP_BYTES,
-    RowFiles,
-    RowOutputs,
-    arrow,
-    as_arrow,
-    holds_rows,
-    numbers_of,
-    whole,
-)
+from kexue.data.shuffle.arrow_rows import arrow, as_arrow, numbers_of, whole
+from kexue.data.shuffle.outputs import told
+from kexue.data.shuffle.parquet_files import RowFiles, holds_rows
+from kexue.data.shuffle.parquet_outputs import GROUP_BYTES, RowOutputs
+from kexue.data.shuffle.part_names import older_parts
 from kexue.data.shuffle.philox import buckets_of, philox_keys
-from kexue.data.shuffle.plan import Memory, check_space, open_files, resident
+from kexue.data.shuffle.plan import check_space, megabytes, open_files, resident
 from kexue.data.shuffle.request import Request
 from kexue.data.shuffle.run_files import RunFiles
 
@@ -48,8 +43,14 @@ __all__ = ["RowWork", "holds_rows", "plan_rows"]
 SPEED = 80e6
 """Bytes per second of decoded rows, two cores."""
 
-GROUPS = 2.5
-"""Memory for the output, in row groups: one that waits, one in one piece, one half encoded."""
+GROUPS = 3.5
+"""Memory for the output, in row groups: one that waits, one in one piece, the rest encoded."""
+SLACK, LEAST_FREE = 20_000_000, 30_000_000
+"""For threads and small things, and for rows: bytes."""
+PER_ROW = 40
+"""Bytes of a row in a bucket, beside its own: of two tables, twice as many for keys and order."""
+LONGEST = 10
+"""Copies of a row that Arrow may hold at once, from the page of its file to that of the output."""
 MOST_ROOM = 1 << 30
 """Bytes of a bucket at most: texts of one column of a table have less than 2 GB in Arrow."""
 
@@ -61,6 +62,11 @@ class RowBucket:
     path: Path
     rows: int = 0
     bytes: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Memory that it takes."""
+        return self.bytes + PER_ROW * self.rows
 
 
 class RowWork:
@@ -84,15 +90,24 @@ class RowWork:
 
     def look(self) -> None:
         """How large the rows are, and how the memory is divided; nothing is written."""
-        self.files = RowFiles(self.request.paths)
-        base = resident()  # Arrow is in it by now
-        limit = self.request.memory.limit
-        self.memory = Memory(limit, base, coders=round(GROUPS * GROUP_BYTES))
-        self.room = min(MOST_ROOM, self.memory.free // 4)
-        self.most = max(2, min(open_files(), self.memory.block >> 16))
+        with frugal_memory():
+            self.files = RowFiles(self.request.paths)
+        limit, base = self.request.memory.limit, resident()  # Arrow is in it by now
+        taken = base + self.files.reading + round(GROUPS * GROUP_BYTES) + SLACK
+        if limit < taken + LEAST_FREE:
+            raise ValueError(
+                f"memory must be at least {megabytes(taken + LEAST_FREE)} for these Parquet files "
+                f"(this process holds {megabytes(base)}, reading a file takes "
+                f"{megabytes(self.files.reading)} beside the rows), got {megabytes(limit)}"
+            )
+        self.free = limit - taken
+        self.longest = self.free // LONGEST
+        self.room = min(MOST_ROOM, self.free // 4)
+        self.most = max(2, min(open_files(), self.free // 12 >> 16))
         self.size = round(self.files.rows * self.files.row_bytes)
-        self.may_fit = self.request.buckets in (None, 1) and self.size <= self.room
-        self.wanted = max(2, ceil(1.25 * self.size / self.room))
+        cost = self.size + PER_ROW * self.files.rows
+        self.may_fit = self.request.buckets in (None, 1) and cost <= self.room
+        self.wanted = max(2, ceil(1.25 * cost / self.room))
         self.temporary = self.size + 8 * self.files.rows
 
     def anew(self, pool: Executor | None) -> None:
@@ -104,7 +119,6 @@ class RowWork:
             self.files,
             outputs.temporary,
             outputs.limits,
-            self.memory.free // 8,
             self.files.rows if request.sample is None else min(self.files.rows, request.sample),
         )
         try:
@@ -124,20 +138,20 @@ class RowWork:
     def shuffle(self, threads: bool) -> None:
         """Both passes, or one if all rows fit into memory."""
         request, files = self.request, self.files
-        block = min(64 << 20, self.memory.free // 12)
-        tables = files.tables(block, self.memory.longest, threads, self.seen)
+        block = min(64 << 20, self.free // 12)
+        tables = files.tables(block, self.longest, threads, self.seen, PER_ROW)
         held: list[Any] = []
         if self.may_fit:
             for table in tables:
                 held.append(table)
-                if sum(one.nbytes for one in held) > self.room:
+                if sum(one.nbytes + PER_ROW * one.num_rows for one in held) > self.room:
                     break
             else:
                 self.write(held)
                 return
         self.run.claim()
         seen = {**request.arguments, "seen": request.seen}
-        self.run.begin(self.seed, "parquet", self.memory.limit, seen)
+        self.run.begin(self.seed, "parquet", request.memory.limit, seen)
         check_space(self.run.path, round(1.02 * self.temporary), "temporary files")
         self.parts = request.buckets or min(self.most, self.wanted)
         rows = chain(popped(held), tables)
@@ -145,7 +159,8 @@ class RowWork:
 
     def seen(self, rows: int) -> None:
         """A word about how far the inputs are read."""
-        self.request.progress.at("scatter", (rows, self.files.rows), 0)
+        size = round(rows * self.files.row_bytes)
+        self.request.progress.at("scatter", (rows, self.files.rows), size)
 
     def scatter(self, tables: Iterable[Any], folder: Path, levels: list[int]) -> list[RowBucket]:
         """Pass 1: each row into the bucket of its key.
@@ -196,11 +211,11 @@ class RowWork:
                 continue
             with told(str(bucket.path)), pyarrow.OSFile(str(bucket.path)) as file:
                 stream = pyarrow.ipc.open_stream(file)
-                fits = bucket.bytes <= self.room or bucket.rows == 1
+                fits = bucket.cost <= self.room or bucket.rows == 1
                 if fits:
                     tables = [pyarrow.Table.from_batches(stream, schema=self.files.numbered)]
                 else:
-                    size = ceil(1.25 * bucket.bytes / self.room)
+                    size = ceil(1.25 * bucket.cost / self.room)
                     again = [*levels, max(2, min(self.most, size))]
                     batches = (pyarrow.Table.from_batches([batch]) for batch in stream)
                     smaller = self.scatter(batches, bucket.path.with_suffix(".again"), again)
@@ -220,8 +235,10 @@ class RowWork:
         table = pyarrow.concat_tables(list(popped(tables)))
         keys = philox_keys(numbers_of(table), self.seed)
         table = whole(table.remove_column(table.num_columns - 1))
-        self.to.add(table, np.lexsort((keys[:, 1], keys[:, 0])))
-        del table
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        del keys
+        self.to.add(table, order)
+        del table, order
         pyarrow.default_memory_pool().release_unused()
         self.request.progress.at("write", (self.to.rows, self.to.wanted), self.to.bytes)
 

@@ -1,33 +1,29 @@
-"""Parquet files in and out: rows with their numbers, and row groups of a fixed size."""
+"""Parquet files in: rows with their numbers, in plain tables of bounded size.
+
+What a row group takes once it is decoded is known for columns that lie there plainly. A column
+coded by a dictionary may take a thousand times as much; it is read as indices into the dictionary,
+and made plain a few rows at a time.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kexue.data.shuffle.outputs import told
+from kexue.data.shuffle.arrow_rows import arrow, as_arrow, plain_schema, row_bytes
 
-__all__ = [
-    "RowFiles",
-    "RowOutputs",
-    "arrow",
-    "as_arrow",
-    "holds_rows",
-    "is_parquet",
-    "numbers_of",
-    "whole",
-]
+__all__ = ["RowFiles", "holds_rows", "is_parquet"]
 
 Array = NDArray[Any]
-MAGIC = b"PAR1"
+MAGIC, ENCRYPTED = b"PAR1", b"PARE"
 SUFFIX = ".parquet"
-GROUP_BYTES, GROUP_ROWS = 16_000_000, 1 << 17
-FIRST_ROWS = 1024
-"""Judged by these: how large rows are once they are decoded."""
+FIRST_ROWS, GLIMPSES = 1024, 8
+"""Judged by the first rows of some groups: how large rows are once they are decoded."""
+LEAST_PLAIN = 16
+"""Bytes of a value in a file, on average: with fewer, a dictionary may hide long values."""
 
 
 def holds_rows(
@@ -66,24 +62,16 @@ def is_parquet(path: str) -> bool:
     if path == "-" or not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:
-        found = file.read(4) == MAGIC
-        if found:  # a line may begin like this
-            found = file.seek(0, os.SEEK_END) >= 12
+        first = last = file.read(4)
+        if first in (MAGIC, ENCRYPTED):  # a line may begin like this
             file.seek(-4, os.SEEK_END)
-            found &= file.read(4) == MAGIC
+            last = file.read(4) if file.tell() >= 8 else b""
+    if first == last == ENCRYPTED:
+        raise ValueError(f"{path}: this Parquet file is encrypted; decrypt it first")
+    found = first == last == MAGIC
     if path.endswith(SUFFIX) and not found:
         raise ValueError(f"{path}: is no Parquet file, its first and last bytes are not PAR1")
     return found
-
-
-def arrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet part."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('Parquet needs pyarrow: pip install "kexue[shuffle]"') from None
-    return pyarrow, pyarrow.parquet
 
 
 class RowFiles:
@@ -99,35 +87,46 @@ class RowFiles:
     def __init__(self, paths: Sequence[str]) -> None:
         self.arrow, self.parquet = arrow()
         self.paths = list(paths)
-        self.rows, self.packed_bytes = 0, 0
-        self.compression = "snappy"
+        self.rows, self.reading, packed = 0, 0, 0
+        self.compression: str | dict[str, str] = "snappy"
+        self.coded: dict[str, list[str]] = {}
         schemas: list[Any] = []
+        codecs: list[str] = []
+        groups: list[tuple[str, int, int]] = []
         for path in self.paths:
             with self.opened(path) as file:
                 meta = file.metadata
-                self.rows += meta.num_rows
-                groups = [meta.row_group(j) for j in range(meta.num_row_groups)]
-                self.packed_bytes += sum(group.total_byte_size for group in groups)
                 schemas = schemas or [file.schema_arrow]
                 self.check(path, file.schema_arrow, schemas[0])
-                if path == self.paths[0] and groups:
-                    self.compression = groups[0].column(0).compression.lower()
+                coded = set[str]()
+                for j in range(meta.num_row_groups):
+                    group = meta.row_group(j)
+                    packed += group.total_byte_size
+                    groups += [(path, j, group.num_rows)] * bool(group.num_rows)
+                    columns = [group.column(c) for c in range(group.num_columns)]
+                    codecs = codecs or [one.compression.lower() for one in columns]
+                    coded |= {one.path_in_schema for one in columns if may_hide(one)}
+                self.rows += meta.num_rows
+                self.coded[path] = sorted(coded)
         self.schema = schemas[0]
-        if self.compression == "uncompressed":
-            self.compression = "none"
+        self.plain = plain_schema(self.schema)
+        if codecs:
+            self.compression = self.compressed_as(codecs)
         name = "kexue row number"
         while name in self.schema.names:
             name += "_"
-        self.numbered = self.schema.append(self.arrow.field(name, self.arrow.uint64()))
-        self.row_bytes = self.judged()
+        self.numbered = self.plain.append(self.arrow.field(name, self.arrow.uint64()))
+        self.row_bytes = max(packed / max(self.rows, 1), self.judged(groups), 1.0)
 
-    def opened(self, path: str) -> Any:
-        """A file, read a piece at a time."""
+    def opened(self, path: str, coded: Sequence[str] = ()) -> Any:
+        """A file, read a piece at a time, some columns as indices into dictionaries."""
         try:
-            return self.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+            return self.parquet.ParquetFile(
+                path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=list(coded)
+            )
         except PermissionError:
             raise
-        except (self.arrow.ArrowInvalid, OSError) as error:
+        except (self.arrow.ArrowInvalid, NotImplementedError, OSError) as error:
             raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
 
     def check(self, path: str, schema: Any, wanted: Any) -> None:
@@ -152,24 +151,44 @@ class RowFiles:
             "columns in the same order: cast or rename them first"
         )
 
-    def judged(self) -> float:
-        """Bytes of a decoded row, from the first ones; not less than it takes on disk."""
-        mean = self.packed_bytes / max(self.rows, 1)
-        for path in self.paths:
-            with self.opened(path) as file:
-                batch = self.following(path, file.iter_batches(FIRST_ROWS))
-                if batch is not None and batch.num_rows:
-                    return max(mean, float(batch.nbytes) / int(batch.num_rows), 1.0)
-        return max(mean, 1.0)
+    def compressed_as(self, codecs: list[str]) -> str | dict[str, str]:
+        """What a writer is told of the codecs of the columns, by their names in our files."""
+        codecs = ["none" if codec == "uncompressed" else codec for codec in codecs]
+        if len(set(codecs)) == 1:
+            return codecs[0]
+        sink = self.arrow.BufferOutputStream()
+        self.parquet.ParquetWriter(sink, self.schema).close()
+        columns = self.parquet.ParquetFile(self.arrow.BufferReader(sink.getvalue())).schema
+        return {columns.column(c).path: codec for c, codec in enumerate(codecs)}
+
+    def judged(self, groups: list[tuple[str, int, int]]) -> float:
+        """Bytes of a decoded row, by the first rows of evenly spread groups."""
+        before = self.arrow.total_allocated_bytes()
+        some = [groups[len(groups) * j // GLIMPSES] for j in range(GLIMPSES)] if groups else []
+        found = rows = 0.0
+        for path, group, size in dict.fromkeys(some):
+            with self.opened(path, self.coded[path]) as file:
+                batches = file.iter_batches(FIRST_ROWS, row_groups=[group], use_threads=False)
+                batch = self.following(path, batches)
+                self.reading = max(self.reading, self.arrow.total_allocated_bytes() - before)
+                if batch is not None:
+                    found, rows = found + size * float(row_bytes(batch).mean()), rows + size
+        return found / max(rows, 1)
 
     def tables(
-        self, most: int, longest: int, threads: bool, seen: Callable[[int], None]
+        self,
+        most: int,
+        longest: int,
+        threads: bool,
+        seen: Callable[[int], None],
+        per_row: int = 0,
     ) -> Iterator[Any]:
-        """The rows with their numbers, in tables of about `most` bytes, which are not kept.
+        """The rows with their numbers, in plain tables of about `most` bytes, which are not kept.
 
         Args:
             most: bytes.
             longest: bytes that a row may have.
+            per_row: bytes that a row takes beside its own.
             threads: decode columns side by side.
             seen: called with the rows so far.
 
@@ -178,34 +197,48 @@ class RowFiles:
         """
         pending: list[Any] = []
         size = number = 0
-        for path, batches in self.batches(most // 4, threads):
+        for path, batches in self.batches(most // 4, threads, per_row):
             while (batch := self.following(path, batches)) is not None:
-                if batch.num_rows == 1 and batch.nbytes > longest:
+                sizes = row_bytes(batch)
+                if sizes.max(initial=0) > longest:
+                    row = int(np.argmax(sizes > longest))
                     raise ValueError(
-                        f"{path}: row {number} of the input has {batch.nbytes / 1e6:,.0f} MB, more "
-                        "than a quarter of the memory limit; give more --memory"
+                        f"{path}: row {number + row} of the input has {sizes[row] / 1e6:,.0f} MB, "
+                        f"more than the {longest / 1e6:,.0f} MB that this memory limit allows; "
+                        "give more --memory"
                     )
-                stop = number + batch.num_rows
-                numbers = as_arrow(np.arange(number, stop, dtype=np.uint64))
-                columns = [*batch.columns, numbers]
-                number, size = stop, size + batch.nbytes
-                pending.append(self.arrow.RecordBatch.from_arrays(columns, schema=self.numbered))
-                del batch, columns  # nothing is held while the next one is read
-                if size >= most:
-                    size = 0
-                    yield self.joined(pending)
+                sizes += per_row
+                for start, stop in pieces(sizes, most // 2):
+                    size += int(sizes[start:stop].sum())
+                    pending.append(self.numbered_rows(batch.slice(start, stop - start), number))
+                    number += stop - start
+                    if size >= most:
+                        size = 0
+                        yield self.joined(pending)
+                del batch  # nothing is held while the next one is read
                 seen(number)
         if pending:
             yield self.joined(pending)
 
-    def batches(self, most: int, threads: bool) -> Iterator[tuple[str, Iterator[Any]]]:
+    def numbered_rows(self, batch: Any, first: int) -> Any:
+        """Rows made plain, with their numbers behind them."""
+        numbers = as_arrow(np.arange(first, first + batch.num_rows, dtype=np.uint64))
+        columns = [
+            column if column.type == field.type else column.cast(field.type)
+            for column, field in zip(batch.columns, self.plain, strict=True)
+        ]
+        return self.arrow.RecordBatch.from_arrays([*columns, numbers], schema=self.numbered)
+
+    def batches(
+        self, most: int, threads: bool, per_row: int
+    ) -> Iterator[tuple[str, Iterator[Any]]]:
         """The row groups of all files, each as a stream of batches of about `most` bytes."""
         for path in self.paths:
-            with self.opened(path) as file:
+            with self.opened(path, self.coded[path]) as file:
                 for j in range(file.metadata.num_row_groups):
                     group = file.metadata.row_group(j)
                     mean = max(self.row_bytes, group.total_byte_size / max(group.num_rows, 1))
-                    rows = max(1, min(1 << 20, int(most / mean)))
+                    rows = max(1, min(1 << 20, int(most / (mean + per_row))))
                     yield path, iter(file.iter_batches(rows, row_groups=[j], use_threads=threads))
 
     def joined(self, batches: list[Any]) -> Any:
@@ -218,110 +251,40 @@ class RowFiles:
         """The next batch; None behind the last one."""
         try:
             return next(batches, None)
+        except NotImplementedError as error:
+            raise ValueError(f"{path}: cannot be read: {error}") from None
         except (self.arrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{path}: this Parquet file is damaged: {error}") from None
 
+    def as_given(self, table: Any) -> Any:
+        """A plain table with the dictionaries and views of the first file.
 
-def numbers_of(table: Any) -> Array:
-    """The last column."""
-    chunks = table.column(table.num_columns - 1).chunks
-    parts = [np.frombuffer(one.buffers()[1], np.uint64)[one.offset :][: len(one)] for one in chunks]
-    return np.concatenate([np.empty(0, np.uint64), *parts])
-
-
-def as_arrow(numbers: Array) -> Any:
-    """The same numbers for Arrow, whose own ways from and to numpy load pandas, 50 MB."""
-    pyarrow, _ = arrow()
-    kind = pyarrow.from_numpy_dtype(numbers.dtype)
-    return pyarrow.Array.from_buffers(kind, len(numbers), [None, pyarrow.py_buffer(numbers)])
-
-
-def whole(table: Any) -> Any:
-    """The table in one piece, with one dictionary per column."""
-    return table.unify_dictionaries().combine_chunks()
+        Raises:
+            ValueError: more different words than its indices can count.
+        """
+        if self.plain.equals(self.schema):
+            return table
+        try:
+            return table.cast(self.schema)
+        except self.arrow.ArrowInvalid:
+            raise ValueError(
+                f"{self.paths[0]}: the dictionary of a column has too small indices for the words "
+                "of all inputs; cast it to plain text, or to 32-bit indices"
+            ) from None
 
 
-class RowOutputs:
-    """One Parquet file or several, written a row group at a time.
+def may_hide(column: Any) -> bool:
+    """Whether a column chunk may be much larger once it is decoded."""
+    coded = any("DICTIONARY" in one for one in column.encodings)
+    small = column.total_uncompressed_size < LEAST_PLAIN * column.num_values
+    return column.physical_type == "BYTE_ARRAY" and coded and small
 
-    Args:
-        files: schema and compression.
-        paths: temporary names.
-        limits: rows of each; None: any number.
-        most: bytes of a row group, whatever its rows.
-        wanted: rows to be written; more are left out.
-    """
 
-    def __init__(
-        self,
-        files: RowFiles,
-        paths: list[str],
-        limits: list[int | None],
-        most: int,
-        wanted: int,
-    ) -> None:
-        self.files, self.paths, self.limits, self.most = files, paths, limits, most
-        self.group = max(1, min(GROUP_ROWS, int(GROUP_BYTES / files.row_bytes)))
-        self.wanted, self.rows, self.bytes = wanted, 0, 0
-        self.part, self.in_part = 0, 0
-        self.pending: list[Any] = []
-        self.pending_rows = 0
-        self.writer: Any = None
-
-    def add(self, table: Any, order: Array) -> None:
-        """Rows of a table in an order."""
-        order = order[: self.wanted - self.rows]
-        for start in range(0, len(order), self.group):
-            piece = table.take(as_arrow(order[start : start + self.group]))
-            self.rows += piece.num_rows
-            while piece.num_rows:
-                room = self.group - self.pending_rows
-                limit = self.limits[self.part]
-                if limit is not None:
-                    room = min(room, limit - self.in_part)
-                some = piece.slice(0, room)
-                self.pending.append(some)
-                self.pending_rows += some.num_rows
-                self.in_part += some.num_rows
-                piece = piece.slice(some.num_rows)
-                full = limit is not None and self.in_part == limit
-                large = sum(one.nbytes for one in self.pending) > self.most
-                if self.pending_rows == self.group or full or large:
-                    self.end_group()
-                if full and self.part + 1 < len(self.limits):
-                    self.end_part()
-
-    def end_group(self) -> None:
-        """Writes the rows that wait."""
-        with told(self.paths[self.part]):
-            if self.writer is None:
-                self.writer = self.files.parquet.ParquetWriter(
-                    self.paths[self.part], self.files.schema, compression=self.files.compression
-                )
-            if self.pending_rows:
-                table = whole(self.files.arrow.concat_tables(self.pending))
-                self.bytes += table.nbytes
-                self.writer.write_table(table, row_group_size=table.num_rows)
-        self.pending, self.pending_rows = [], 0
-
-    def end_part(self) -> None:
-        """Closes the file and goes on to the next."""
-        self.end_group()
-        with told(self.paths[self.part]):
-            self.writer.close()
-        self.writer, self.part, self.in_part = None, self.part + 1, 0
-
-    def finish(self, fsync: bool = False) -> None:
-        """Closes all files; those that no row reached hold the schema alone."""
-        while self.part < len(self.paths):
-            self.end_part()
-        for path in self.paths if fsync else []:
-            with told(path), Path(path).open("rb+") as file:
-                os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Lets go of the file after an error."""
-        if self.writer is not None:
-            with suppress(OSError):
-                self.writer.close()
-            self.writer = None
+def pieces(sizes: Array, most: int) -> Iterator[tuple[int, int]]:
+    """Stretches of rows of at most so many bytes together, or of one row."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield start, stop
+        start = stop

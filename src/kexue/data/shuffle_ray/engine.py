@@ -30,7 +30,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kexue.data.shuffle import ShuffleReport
-from kexue.data.shuffle.outputs import Outputs, older_parts
+from kexue.data.shuffle.outputs import Outputs
+from kexue.data.shuffle.parquet_files import holds_rows, is_parquet
+from kexue.data.shuffle.part_names import older_parts
 from kexue.data.shuffle.plan import check_space, parse_size
 from kexue.data.shuffle.request import checked
 from kexue.data.shuffle_ray.cluster import Cluster, connected
@@ -146,11 +148,12 @@ def shuffle_lines_ray(
     for path in map(Path, request.paths):
         if not path.is_file():
             raise ValueError(f"{path}: is no regular file, and would be read by several tasks")
-        with path.open("rb") as file:
-            if file.read(4) == b"PAR1":
-                raise ValueError(f"{path}: holds Parquet rows; use the local engine for them")
+        if is_parquet(str(path)):
+            raise ValueError(f"{path}: holds Parquet rows; use the local engine for them")
+    holds_rows(request.paths, request.output)  # lines are not called .parquet
     request.paths = [str(Path(path).absolute()) for path in request.paths]
-    request.output, request.tmp_dir = str(Path(output).absolute()), request.tmp_dir.absolute()
+    request.output = str(Path(request.output).absolute())  # where it points to, if it is a link
+    request.tmp_dir = request.tmp_dir.absolute()
     request.memory = replace(request.memory, limit=parse_size(memory), base=BASE)
     request.seed = secrets.randbits(64) if seed is None else seed
     job = Job(request, exchange, range_bytes)

@@ -76,7 +76,10 @@ def finish_plain(buckets: list[Bucket], written: dict[int, list[int]], outputs: 
     for path, end in ends.items():
         if Path(path).stat().st_size < end:
             raise ValueError(f"{path}: is shorter than what was written to it")
-        os.truncate(path, end)
+        with told(path), Path(path).open("rb+") as file:
+            file.truncate(end)
+            if outputs.fsync:  # the tasks did, before the file got its header and its end
+                os.fsync(file.fileno())
 
 
 def put_together(

@@ -88,6 +88,7 @@ def counted(job: Job, cluster: Cluster, settings: Settings) -> tuple[list[Share]
     shares: list[Share] = [Share([])] * len(slices)
     calls = [partial(cluster.start, tasks.count, part, settings) for part in slices]
     done = size = 0
+    request.progress.at("count", (0, len(calls)))
     for j, share, _ in cluster.each(calls):
         shares[j], done, size = share, done + 1, size + share.bytes
         request.progress.at("count", (done, len(calls)), size)
@@ -154,6 +155,7 @@ def scatter(
     total, width = sum(share.bytes for share in shares), len(edges) - 1
     files = [str(job.pieces / f"{j:08d}.pieces") for j in range(len(shares))]
     objects: list[list[Any]] = [[] for _ in shares]
+    job.request.progress.at("scatter", (0, total))
 
     def call(j: int) -> list[Any]:
         if job.exchange == "shared":
@@ -208,6 +210,7 @@ class Merging:
         sizes, done = dict[int, list[int]](), 0
         total = sum(bucket.bytes for bucket in buckets)
         calls = [partial(call, group) for group in order]
+        self.progress.at(stage, (0, total))
         for j, (found, peak), _ in self.cluster.each(calls):
             for bucket, one in zip(batches[order[j]], found, strict=True):
                 sizes[bucket.number], done = one, done + bucket.bytes

@@ -34,7 +34,11 @@ def unseen(files: list[tuple[str, int]], folders: list[str]) -> str:
             return f"node {node} does not see the input {path}; put it on storage all nodes share"
         if Path(path).stat().st_size != size:
             return f"node {node} sees another {path}; put it on storage all nodes share"
+        if not os.access(path, os.R_OK):
+            return f"node {node} may not read {path}; give Ray's user there the right to"
     for path in folders:
         if not Path(path).exists():
             return f"node {node} does not see {path}; choose a folder that all nodes share"
+        if not os.access(path, os.W_OK):
+            return f"node {node} may not write to {path}; give Ray's user there the right to"
     return ""

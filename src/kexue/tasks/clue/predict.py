@@ -22,7 +22,15 @@ from kexue.tasks.clue.sources import Source
 from kexue.tasks.clue.task import Example, Feature, Task
 from kexue.training.steps import batches
 
-__all__ = ["Evaluate", "evaluator", "load_trained", "predict", "read_split", "split_features"]
+__all__ = [
+    "Evaluate",
+    "evaluator",
+    "load_trained",
+    "predict",
+    "read_split",
+    "split_features",
+    "split_outputs",
+]
 
 ENCODE_AT_ONCE = 1000
 
@@ -83,7 +91,6 @@ def evaluator(
     return evaluate
 
 
-@torch.no_grad()
 def predict(
     task: Task,
     model: nn.Module,
@@ -101,6 +108,22 @@ def predict(
         split: its examples.
         accelerator: None: this process alone.
         max_tokens: padded tokens per forward pass.
+    """
+    return task.decode(split, split_outputs(task, model, features, accelerator, max_tokens))
+
+
+@torch.no_grad()
+def split_outputs(
+    task: Task,
+    model: nn.Module,
+    features: FeatureTable,
+    accelerator: Any = None,
+    max_tokens: int = 8192,
+) -> list[tuple[int, Any]]:
+    """What the model says of every feature, with the index of its example, in that order.
+
+    Args:
+        task, model, features, accelerator, max_tokens: as for `predict`, which decodes this.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -121,7 +144,7 @@ def predict(
         from accelerate.utils import gather_object
 
         found = gather_object(found)
-    return task.decode(split, sorted(found, key=lambda pair: pair[0]))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def load_trained(folder: Path, version: str = "1.1") -> tuple[Task, TextModel]:

@@ -24,6 +24,7 @@ from kexue.models.loading import LoadTable, load_encoder
 from kexue.models.saving import save_text_model
 from kexue.models.text_model import TextModel
 from kexue.report import RunFolder
+from kexue.tasks.clue.class_prior import LABEL_COUNTS, label_counts
 from kexue.tasks.clue.classification import Classification
 from kexue.tasks.clue.predict import (
     evaluator,
@@ -117,7 +118,7 @@ def train_task(
         loop,
         folder=made(run.path / folder),
         evaluate=lambda m: evaluate(m)[0],
-        keep=keeper(best, task, tokenizer, accelerator, settings, table),
+        keep=keeper(best, task, train, accelerator, settings, table),
         metric=task.metric,
         rows=task.rows,
         label=name if seed == 0 else f"{name} seed {seed}",
@@ -202,27 +203,30 @@ def facts_of(task: Task, train: FeatureTable) -> TaskFacts:
 def keeper(
     best: Path,
     task: Task,
-    tokenizer: Any,
+    train: FeatureTable,
     accelerator: Any,
     settings: ClueSettings,
     table: LoadTable,
 ) -> Callable[[nn.Module], None]:
     """A function that saves the current weights as the best ones."""
+    counts = label_counts(task, train)
 
     def keep(model: nn.Module) -> None:
         state = accelerator.get_state_dict(model)  # gathers what is sharded
         if accelerator.is_main_process:
-            purpose = {
+            purpose: dict[str, Any] = {
                 "task": task.name,
                 "max_length": task.length,
                 "pooling": task.pooling,
                 "from": settings.model,
                 "matched": table.share,
             }
+            if counts is not None:
+                purpose[LABEL_COUNTS] = counts
             partial = best.with_name(".best.partial")
             plain = accelerator.unwrap_model(model)
             with whole_or_nothing(partial):
-                save_text_model(partial, plain, tokenizer, purpose, state)
+                save_text_model(partial, plain, task.tokenizer, purpose, state)
                 replace_folder(partial, best)
         accelerator.wait_for_everyone()
 
