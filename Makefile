@@ -50,6 +50,7 @@ bench: $(BIN)/.stamp-dev  ## speed against the best peer; results go to benchmar
 	$(BIN)/python benchmarks/clue_throughput.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/audits.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/shuffle.py
 	$(BIN)/python benchmarks/random_numbers.py

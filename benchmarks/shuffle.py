@@ -298,43 +298,60 @@ def main():
         two_stages(*map(Path, given.two_stages))
         return
     from kexue.data.shuffle.plan import parse_size
-    from kexue.report.environment import environment
 
     size = parse_size(given.size)
+    table = []
+
+    def keep(rows):
+        """Adds rows and writes all there are, so that a run cut short is not lost."""
+        table.extend(rows)
+        found = result | {"table": table}
+        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text, encoding="utf-8")
+
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         source, folder = Path(made) / "in.txt", Path(made) / "out"
         folder.mkdir()
         lines = write_lines(source, size)
         real = source.stat().st_size
+        result = about(given, lines, real)
         what = f"{real / 1e6:,.0f} MB"
         memories = ("256MB", "2GB")
         runs = contenders(source, folder, given.terashuf, memories, small=True)
-        table = compared(what, source, folder, runs, given.rounds, mixing=True)
+        keep(compared(what, source, folder, runs, given.rounds, mixing=True))
         if not given.no_sort:
             for memory in ("256M", "2G"):
                 command = ["sort", "-R", "-S", memory, "-T", folder, source]
                 one = {
                     f"sort -R -S {memory}": lambda c=command: timed([*c, "-o", folder / "out.txt"])
                 }
-                table += compared(what, source, folder, one, 1, mixing=True)
+                keep(compared(what, source, folder, one, 1, mixing=True))
         if not given.no_shapes:
             for length, name in ((100, "lines of 100 bytes"), (10_000, "lines of 10 KB")):
                 write_equal_lines(source, real, length)
                 one = contenders(source, folder, None, memories[:1], small=False)
-                table += compared(name, source, folder, one, given.rounds)
+                keep(compared(name, source, folder, one, given.rounds))
             source.write_bytes(b"\n" * 10_000_000)
             one = contenders(source, folder, None, memories[:1], small=False)
-            table += compared("10 million empty lines", source, folder, one, given.rounds)
+            keep(compared("10 million empty lines", source, folder, one, given.rounds))
         if given.large:
             write_lines(source, 10 * size)
             what = f"{source.stat().st_size / 1e6:,.0f} MB"
             one = contenders(source, folder, given.terashuf, memories[:1], small=False)
-            table += compared(what, source, folder, one, given.rounds)
+            keep(compared(what, source, folder, one, given.rounds))
+    print(f"written to {given.out}")
+
+
+def about(given, lines, size):
+    """What the table is of."""
     kept = ("cpu", "cores", "memory_gb")
-    result = {
+    from kexue.report.environment import environment
+
+    return {
         "task": "lines of a cached file into random order; best and median of runs in turns",
         "lines": lines,
-        "bytes": real,
+        "bytes": size,
         "rounds": given.rounds,
         "hardware": {k: v for k, v in environment().items() if k in kept},
         "python": platform.python_version(),
@@ -344,12 +361,7 @@ def main():
         ).stdout.splitlines()[0],
         "terashuf": given.terashuf or "not given",
         "targets": TARGETS,
-        "table": table,
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    given.out.write_text(text, encoding="utf-8")
-    print(f"written to {given.out}")
 
 
 if __name__ == "__main__":
