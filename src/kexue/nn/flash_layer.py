@@ -17,7 +17,7 @@ Sources: arXiv 2202.10447; article 8934. See also: `gau.py`, the quadratic unit.
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kexue.nn.attention_mask import check_attention_mask
@@ -32,12 +32,12 @@ from kexue.nn.mixed_chunk import (
     mixed_chunks,
     visible_first,
 )
-from kexue.nn.shared_base import SharedBase, gated_width, lecun_normal_
+from kexue.nn.shared_base import GatedLayer
 
 __all__ = ["FlashLayer"]
 
 
-class FlashLayer(nn.Module):
+class FlashLayer(GatedLayer):
     """Gated attention unit with mixed chunks, without residual and norm: (1) to (3).
 
     Args:
@@ -81,21 +81,10 @@ class FlashLayer(nn.Module):
         chunk_size: int = 256,
         global_normalizer: GlobalNormalizer = "count",
     ) -> None:
-        super().__init__()
+        super().__init__(d_model, expansion, key_size, 4, rope, bias, dropout)
         check_chunks(chunk_size, attention, global_normalizer)
-        width = gated_width(d_model, expansion, dropout)
-        self.attention, self.causal, self.dropout = attention, causal, dropout
+        self.attention, self.causal = attention, causal
         self.chunk_size, self.global_normalizer = chunk_size, global_normalizer
-        self.gate_value = nn.Linear(d_model, 2 * width, bias=bias)
-        self.base = SharedBase(d_model, key_size, maps=4, rope=rope, bias=bias)
-        self.output = nn.Linear(width, d_model, bias=bias)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """LeCun normal projections, biases 0, gamma 1, beta 0."""
-        self.base.reset_parameters()
-        lecun_normal_(self.gate_value)
-        lecun_normal_(self.output)
 
     def new_cache(self) -> FlashCache:
         """An empty cache for decoding, of constant size."""

@@ -22,18 +22,18 @@ Ours: positions are rotary alone, as the author advises; the paper adds two othe
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kexue.nn.attention_mask import check_attention_mask
 from kexue.nn.gau_attention import AttentionMap, check_attention_map, gau_attention
 from kexue.nn.key_value_cache import KeyValueCache
-from kexue.nn.shared_base import SharedBase, gated_width, lecun_normal_
+from kexue.nn.shared_base import GatedLayer
 
 __all__ = ["GatedAttentionUnit"]
 
 
-class GatedAttentionUnit(nn.Module):
+class GatedAttentionUnit(GatedLayer):
     """One gated attention unit, without residual and norm: (1) to (3).
 
     Args:
@@ -79,23 +79,12 @@ class GatedAttentionUnit(nn.Module):
         train_length: int = 512,
         length: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(d_model, expansion, key_size, 2, rope, bias, dropout)
         check_attention_map(attention)
         if length is not None and length < 1:
             raise ValueError(f"length must be positive or None, got {length}")
-        width = gated_width(d_model, expansion, dropout)
-        self.attention, self.causal, self.dropout = attention, causal, dropout
+        self.attention, self.causal = attention, causal
         self.min_length, self.train_length, self.length = min_length, train_length, length
-        self.gate_value = nn.Linear(d_model, 2 * width, bias=bias)
-        self.base = SharedBase(d_model, key_size, maps=2, rope=rope, bias=bias)
-        self.output = nn.Linear(width, d_model, bias=bias)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """LeCun normal projections, biases 0, gamma 1, beta 0."""
-        self.base.reset_parameters()
-        lecun_normal_(self.gate_value)
-        lecun_normal_(self.output)
 
     def new_cache(self) -> KeyValueCache:
         """An empty cache for decoding; it grows with the tokens seen."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kexue.nn.rotary import apply_rotary
 
-__all__ = ["SharedBase", "gated_width", "lecun_normal_"]
+__all__ = ["GatedLayer", "SharedBase", "gated_width", "lecun_normal_"]
 
 
 def gated_width(d_model: int, expansion: float | int, dropout: float) -> int:
@@ -102,3 +102,44 @@ class SharedBase(nn.Module):
 
     def extra_repr(self) -> str:
         return f"maps={len(self.gamma)}, rope={self.rope}"
+
+
+class GatedLayer(nn.Module):
+    """What gated attention units are made of: gate and value, shared base, output projection.
+
+    Args:
+        d_model: D.
+        expansion: e / D.
+        key_size: s.
+        maps: of the base.
+        rope: rotate every map by the positions.
+        bias: of the projections, and beta.
+        dropout: of the attention weights.
+
+    Raises:
+        ValueError: as `gated_width`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        expansion: float | int,
+        key_size: int,
+        maps: int,
+        rope: bool,
+        bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        width = gated_width(d_model, expansion, dropout)
+        self.dropout = dropout
+        self.gate_value = nn.Linear(d_model, 2 * width, bias=bias)
+        self.base = SharedBase(d_model, key_size, maps=maps, rope=rope, bias=bias)
+        self.output = nn.Linear(width, d_model, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """LeCun normal projections, biases 0, gamma 1, beta 0."""
+        self.base.reset_parameters()
+        lecun_normal_(self.gate_value)
+        lecun_normal_(self.output)
