@@ -113,7 +113,8 @@ class TestSoftTargets:
         _, grad = value_and_grad(
             lambda s: multilabel_cross_entropy(s, zlpr_probabilities(s.detach())), scores
         )
-        assert grad.abs().max() < 1e-14
+        rounding = torch.finfo(grad.dtype).eps * scores.detach().abs().exp()
+        assert (grad.abs() <= 4 * rounding).all()  # 1 − target is known to eps, and weighs e^s
 
     def test_that_point_is_the_global_minimum(self):
         targets = normal(50, 4).sigmoid()
