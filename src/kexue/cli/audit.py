@@ -1,7 +1,7 @@
-"""`kexue audit`: what a model hides, from its weights and one pass over a batch."""
+"""`kexue audit`: what a model hides: in its scales, and in the words that it can never predict."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+AUDITS = ("scales", "words")
 MARKS = {"bad": ("broken", "red"), "warn": ("suspicious", "yellow"), "note": ("to know", "dim")}
 
 
 def audit(
-    model: Annotated[str, typer.Argument(help="tiny (built in), a model folder, or a hub name.")],
-    what: Annotated[str, typer.Option(help="What to look at: scales.")] = "scales",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="tiny (built in), a model folder, or a hub name; for words also "
+            "FILE.safetensors:WEIGHT:BIAS."
+        ),
+    ],
+    what: Annotated[str, typer.Option(help="What to look at: scales or words.")] = "scales",
     text: Annotated[
         Path | None, typer.Option(help="A text file for the batch; a built-in sample without.")
     ] = None,
@@ -27,21 +34,62 @@ def audit(
         bool, typer.Option("--init", help="The architecture freshly drawn, not its weights.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write a page with pictures (report.html).")
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Write a page with pictures (report.html); words: also words.csv."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of fresh weights and of the batch.")] = 0,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="words: rows of the table. Default: 20.")
+    ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(help="words: norm (what the final norm can output), or R for |z_j| <= R."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="words: auto, probe, climb, newton, lp, reflect or min_norm."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="words: a file that keeps what is decided; go on from it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="words: cpu, cuda, … Default: cpu.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Audit a model: weights, activations, gradients and the identity path, worst first.
+    """Audit a model: its scales, worst first, or the words that it can never predict.
 
     Example: kexue audit tiny --what scales --out report.html
 
     Example: kexue audit ~/models/bert-base-chinese --init
+
+    Example: kexue audit ~/models/gpt2 --what words --out words.html
     """
     if what not in AUDITS:
         fail(f"--what {what!r} is not known; choose from: {', '.join(AUDITS)}")
+    for_scales: dict[str, Any] = {"text": text, "init": init or None, "seed": seed or None}
+    for_words: dict[str, Any] = {
+        "top": top,
+        "box": box,
+        "method": method,
+        "resume": resume,
+        "device": device,
+    }
+    foreign = for_words if what == "scales" else for_scales
+    for name, value in foreign.items():
+        if value is not None:
+            owner = "words" if what == "scales" else "scales"
+            fail(f"--{name} belongs to --what {owner}")
+    if out is not None:
+        _check_page(out)
     try:
-        AUDITS[what](model, text, init, out, seed, json)
+        if what == "words":
+            from kexue.cli.audit_words import words
+
+            given = {name: value for name, value in for_words.items() if value is not None}
+            words(model, out=out, json=json, **given)
+        else:
+            scales(model, text, init, out, seed, json)
     except ImportError as error:
         fail(f'{error.name or error} is not installed; pip install "kexue[nlp]"')
     except UnicodeDecodeError:
@@ -56,8 +104,6 @@ def scales(
     """Second moments, weight std against LeCun, gradients, gains, identity path."""
     if text is not None and not text.is_file():
         fail(f"--text {text} is not a file")
-    if out is not None:
-        _check_page(out)
     words = None if text is None else text.read_text(encoding="utf-8")
     from kexue.analysis.scales import audit_scales
     from kexue.analysis.subject import load_subject
@@ -127,9 +173,3 @@ def _print(found: "ScaleAudit", plain: Mapping[str, Any], about: Mapping[str, An
         cells = (group.name, str(group.count), *values)
         table.add_row(*map(Text, cells))
     screen.print(table)
-
-
-AUDITS: dict[str, Callable[[str, Path | None, bool, Path | None, int, bool], None]] = {
-    "scales": scales,
-}
-"""What `--what` can be."""

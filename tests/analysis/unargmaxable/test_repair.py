@@ -33,7 +33,7 @@ def lacks_by_the_whole_program(rows, bias, k: int) -> float:
     return -found.fun - float(bias[k])
 
 
-SIZES = [(60, 2), (150, 3), (200, 6), (40, 20)]
+SIZES = [(60, 2), (90, 3), (150, 6), (40, 20)]
 ON_A_LINE = [("raise", 30, 1), ("voronoi", 30, 1)]  # there are but two directions to normalise to
 
 
@@ -51,9 +51,9 @@ def test_after_a_repair_no_class_is_unargmaxable(how, bias, classes, width):
 
 @pytest.mark.parametrize("bias", [0.0, 0.3, 3.0])
 def test_raising_touches_the_bias_of_the_unargmaxable_classes_alone(bias):
-    rows, offsets = gaussian(200, 4, seed=3, bias=bias)
+    rows, offsets = gaussian(120, 4, seed=3, bias=bias)
     before = check_argmaxable(rows, offsets)
-    assert before.unargmaxable.size > 50
+    assert before.unargmaxable.size > 30
     fixed = make_all_argmaxable(rows, offsets)
     assert fixed.changed.tolist() == before.unargmaxable.tolist()
     assert torch.equal(fixed.weight, rows)
@@ -148,7 +148,8 @@ def test_no_probability_changes_by_more_than_is_promised(how):
     before = torch.log_softmax(points @ rows.mT + offsets, dim=1)
     change = torch.log_softmax(points @ fixed.weight.mT + fixed.bias, dim=1) - before
     low, high = fixed.log_change
-    assert low - 1e-9 <= float(change.min()) and float(change.max()) <= high + 1e-9
+    assert float(change.min()) >= low - 1e-9
+    assert float(change.max()) <= high + 1e-9
     if how == "raise":
         untouched = torch.ones(100).bool().index_fill(0, torch.as_tensor(fixed.changed), False)
         assert float(change[:, untouched].max()) <= 1e-12
@@ -162,6 +163,50 @@ def test_with_the_voronoi_bias_the_nearest_row_wins():
     wins = (points @ fixed.weight.mT + fixed.bias).argmax(dim=1)
     assert torch.equal(wins, torch.cdist(points, rows).argmin(dim=1))
     assert float(fixed.bias.mean()) == pytest.approx(float(offsets.mean()), abs=1e-12)
+
+
+def test_moving_all_rows_moves_no_raised_bias():
+    rows, offsets = gaussian(80, 3, seed=6, bias=0.5)
+    near, far = (make_all_argmaxable(rows + move, offsets).bias for move in (0.0, 1e3))
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e3, 1e8])
+def test_the_scale_of_rows_and_of_biases_does_not_matter(scale):
+    rows, offsets = gaussian(80, 3, seed=6, bias=1.0)
+    for layer in ((scale * rows, offsets), (rows, scale * offsets)):
+        fixed = make_all_argmaxable(*layer)
+        assert fixed.left.size == 0
+        assert check_argmaxable(fixed.weight, fixed.bias).argmaxable.size == 80
+
+
+@pytest.mark.parametrize("how", ["raise", "voronoi"])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_the_points_of_a_lattice_all_win_though_most_lie_on_a_flat_roof(how, slope):
+    side = torch.arange(6, dtype=torch.float64)
+    rows = torch.cartesian_prod(side, side)
+    offsets = rows @ torch.tensor([slope, -slope], dtype=torch.float64)
+    assert check_argmaxable(rows, offsets).argmaxable.tolist() == [0, 5, 30, 35]
+    fixed = make_all_argmaxable(rows, offsets, how)
+    assert check_argmaxable(fixed.weight, fixed.bias).argmaxable.size == 36
+
+
+def test_rows_of_lower_rank_than_the_features_are_repaired():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(60, 2, generator=generator).double()
+    rows = flat @ torch.randn(2, 5, generator=generator).double()
+    offsets = torch.randn(60, generator=generator).double()
+    fixed = make_all_argmaxable(rows, offsets)
+    assert check_argmaxable(fixed.weight, fixed.bias).argmaxable.size == 60
+
+
+def test_a_class_too_near_to_another_for_its_type_is_left_and_named():
+    rows, offsets = (part.float() for part in gaussian(80, 3, seed=6, bias=1.0))
+    near = torch.cat((rows, rows[:5] * (1 + 1e-6))), torch.cat((offsets, offsets[:5]))
+    fixed = make_all_argmaxable(*near)
+    found = check_argmaxable(fixed.weight, fixed.bias)
+    assert fixed.left.tolist() == np.setdiff1d(np.arange(85), found.argmaxable).tolist()
+    assert set(fixed.left.tolist()) <= {*range(5), *range(80, 85)}
 
 
 def test_normalised_rows_keep_direction_and_mean_length_and_lose_the_bias():
@@ -205,7 +250,7 @@ def test_a_class_among_twins_only_is_raised_too():
 
 def test_rows_of_one_direction_and_rows_of_zeros_cannot_be_normalised():
     rows = torch.tensor([[1.0, 2.0], [2.0, 4.0], [-1.0, 0.0], [0.0, -1.0]])
-    with pytest.raises(ValueError, match="same direction as another .* class 0, 1; take"):
+    with pytest.raises(ValueError, match=r"same direction as another .* class 0, 1; take"):
         make_all_argmaxable(rows, how="normalise")
     rows[3] = 0
     with pytest.raises(ValueError, match="rows of zeros have no direction to keep: class 3; take"):
@@ -215,17 +260,17 @@ def test_rows_of_one_direction_and_rows_of_zeros_cannot_be_normalised():
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_layer_comes_back_in_its_type_and_wins_are_checked_in_that_type(how, dtype):
-    rows, offsets = (part.to(dtype) for part in gaussian(150, 4, seed=9, bias=0.5))
+    rows, offsets = (part.to(dtype) for part in gaussian(90, 4, seed=9, bias=0.5))
     fixed = make_all_argmaxable(rows, offsets, how, twins="leave")
     assert fixed.weight.dtype == fixed.bias.dtype == dtype
     found = check_argmaxable(fixed.weight, fixed.bias)
-    lost = np.setdiff1d(np.arange(150), found.argmaxable)
+    lost = np.setdiff1d(np.arange(90), found.argmaxable)
     assert fixed.left.tolist() == lost.tolist()
     assert lost.size <= (0 if dtype == torch.float32 else 3)
 
 
 def test_a_bias_of_finer_type_than_the_rows_keeps_it():
-    rows, offsets = gaussian(150, 4, seed=9, bias=0.5)
+    rows, offsets = gaussian(90, 4, seed=9, bias=0.5)
     fixed = make_all_argmaxable(rows.bfloat16(), offsets.float())
     assert (fixed.weight.dtype, fixed.bias.dtype) == (torch.bfloat16, torch.float32)
     assert check_argmaxable(fixed.weight, fixed.bias).unargmaxable.size == 0
@@ -241,7 +286,8 @@ def test_a_layer_without_fault_and_a_repaired_one_stay_as_they_are():
     rows, offsets = gaussian(80, 3, seed=6, bias=0.5)
     fixed = make_all_argmaxable(rows, offsets)
     again = make_all_argmaxable(fixed.weight, fixed.bias)
-    assert again.changed.size == 0 and again.lift == 0
+    assert again.changed.size == 0
+    assert again.lift == 0
     assert again.log_change == (0.0, 0.0)
     assert torch.equal(again.bias, fixed.bias)
 
@@ -268,7 +314,8 @@ def test_a_report_saves_the_search_and_must_fit():
 def test_undecided_classes_are_raised_too():
     rows, offsets = gaussian(80, 3, seed=6, bias=0.5)
     probed = check_argmaxable(rows, offsets, method="probe")
-    assert probed.undecided.size > 0 and probed.unargmaxable.size == 0
+    assert probed.undecided.size > 0
+    assert probed.unargmaxable.size == 0
     fixed = make_all_argmaxable(rows, offsets, report=probed)
     assert fixed.left.size == 0
     assert check_argmaxable(fixed.weight, fixed.bias).unargmaxable.size == 0

@@ -19,13 +19,15 @@ can still be sampled; with the entropy H(α) and δ = Σ α_i b_i − b_k its pr
     whitened rows, probes                 whitening.py, probes.py
     the smooth search for z or α          likelihood.py
     linear programs on cutting planes     linear_program.py
+    the layer of a model, its words       words.py, model_head.py
+    repairs                               repair.py
     a killed run goes on                  resume.py
 
 Cost: one product of (C × d) by (d × C) decides nearly all classes; the few that are left cost
 seconds each at d = 768, where a linear program per class takes minutes.
-Source: arXiv 2203.06462, 2005.02433, and the author's article of 2022-04-20. What we do
-differently: the bias stays (the article drops it, which changes verdicts), proofs either way, and
-no commercial solver. Classes with the same row are told apart: they tie, and neither wins strictly.
+Source: arXiv 2203.06462, 2005.02433, article 9046. What we do differently: the bias stays (the
+article drops it, which changes verdicts), proofs either way, and no commercial solver. Classes with
+the same row are told apart: they tie, and neither wins strictly.
 """
 
 from kexue.analysis.unargmaxable.certificates import probability_bound

@@ -29,13 +29,12 @@ __all__ = ["AUTO", "STAGES"]
 def probe(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
     """All classes at their whitened rows; yields how many have been looked at."""
     layer, white = ledger.layer, ledger.white
-    norms = layer.weight.norm(dim=1)
     for block in whitened_probe(white, todo):
         points = white.features(block.scale[:, None] * white.rows[block.index])
         apart = layer.weight[block.index] - layer.weight[block.rival]
         margin = (apart * points).sum(dim=1)
         margin += layer.bias[block.index] - layer.bias[block.rival]
-        radius = margin / (norms[block.index] + norms.max())
+        radius = margin / (layer.norms[block.index] + layer.norms.max())
         sure, check = block.wins, block.close
         if ledger.box is not None:
             sure = block.wins & ledger.box.holds(points)
@@ -71,28 +70,33 @@ def newton_each(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
 
 def last_resort(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
     """A point or a mix by a linear program: whitened, so well scaled, unless a box confines z."""
-    white, layer = ledger.white, ledger.layer
     for index in todo.tolist():
-        if ledger.box is None:
-            decision = largest_ball(white.rows, white.offsets, index)
-            if decision is not None:
-                point = white.features(decision.point[None])[0]
-                keep(ledger, index, decision, point)
-        else:
-            decision = largest_ball(layer.weight, layer.bias, index, ledger.box)
-            if decision is not None:
-                keep(ledger, index, decision, decision.point)
+        if ledger.box is not None or not whitened_ball(ledger, index):
+            largest(ledger, index)  # a huge shift g leaves no digits for v
         yield 1
 
 
 def balls(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
     """The largest ball in which each class wins, in the layer's own coordinates."""
-    layer = ledger.layer
     for index in todo.tolist():
-        decision = largest_ball(layer.weight, layer.bias, index, ledger.box)
-        if decision is not None:
-            keep(ledger, index, decision, decision.point)
+        if not largest(ledger, index) and ledger.box is None:
+            whitened_ball(ledger, index)  # features of very different sizes
         yield 1
+
+
+def largest(ledger: Ledger, index: int) -> bool:
+    """The largest ball of one class; whether that is a proof."""
+    decision = largest_ball(ledger.layer.weight, ledger.layer.bias, index, ledger.box)
+    return decision is not None and keep(ledger, index, decision, decision.point)
+
+
+def whitened_ball(ledger: Ledger, index: int) -> bool:
+    """The same in whitened coordinates, where the ball is another but its sign the same."""
+    white = ledger.white
+    decision = largest_ball(white.rows, white.offsets, index)
+    if decision is None:
+        return False
+    return keep(ledger, index, decision, white.features(decision.point[None])[0])
 
 
 def reflections(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
@@ -113,11 +117,12 @@ def shortest(ledger: Ledger, todo: Int[Tensor, " m"]) -> Iterator[int]:
         yield 1
 
 
-def keep(ledger: Ledger, index: int, decision: Decision, point: Tensor) -> None:
-    """The point of a program if the class wins there, else its mix."""
+def keep(ledger: Ledger, index: int, decision: Decision, point: Tensor) -> bool:
+    """The point of a program if the class wins there, else its mix; whether either is a proof."""
     number = torch.tensor([index], device=point.device)
-    if decision.radius <= 0 or not ledger.points(number, point[None]):
-        ledger.mix(index, decision.index, decision.weights)
+    if decision.radius > 0 and ledger.points(number, point[None]):
+        return True
+    return ledger.mix(index, decision.index, decision.weights)
 
 
 Steps = Callable[[Ledger, Int[Tensor, " m"]], Iterator[int]]

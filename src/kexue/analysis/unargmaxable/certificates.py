@@ -17,7 +17,10 @@ and the margin of class k, and the largest ball of features in which k wins:
 
     min_i (l_k − l_i) ≤ −δ,     radius ≤ −δ / Σ α_i |w_i − w_k|                                 (4)
 
-A point counts if its margin is above the rounding error; a mix if |Σ α w − w_k| ≤ 1e-7 max |w|.
+A point counts if every difference of logits is above its rounding error; a mix if the sum
+Σ α (w_i − w_k) cancels but for 1e-8 of Σ α |w_i − w_k|, and δ is negative by no more than `tol` of
+Σ α |b_i − b_k|. Neither moving nor scaling the layer changes what counts; nor does scaling single
+features, as `ledger.py` asks the same of whitened coordinates.
 """
 
 import math
@@ -38,8 +41,8 @@ __all__ = [
     "probability_bound",
 ]
 
-RESIDUAL = 1e-7
-"""Of the longest row: how far Σ α w may be from w_k."""
+RESIDUAL = 1e-8
+"""Of the mean distance Σ α |w_i − w_k|: how far Σ α w may be from w_k."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class CheckedMixes:
     """What n mixes prove for their classes.
 
     Attributes:
-        proven: (1) or (2) holds.
-        residual: |Σ α w − w_k| / max |w|.
+        proven: (1) holds, or in a box (2).
+        residual: |Σ α w − w_k| / Σ α |w_i − w_k|, rounding included.
         gap: δ; in a box the left side of (2).
         entropy: H(α), in nats.
         radius: (4).
@@ -101,7 +104,8 @@ def check_points(
     ahead = (own - logits).scatter_(1, index[:, None], math.inf)
     margin = ahead.amin(dim=1)
     radius = (ahead / layer.distances(index)).amin(dim=1)
-    return CheckedPoints(margin > rounding(layer, points, index), margin, radius)
+    proven = (ahead > rounding(layer, points, index)).all(dim=1)
+    return CheckedPoints(proven, margin, radius)
 
 
 def check_mixes(
@@ -117,20 +121,23 @@ def check_mixes(
         layer: the layer.
         index: the classes k.
         mixes: α, rows that sum to one; the weight of the class itself is 0.
-        tol: δ may be this far below 0.
+        tol: δ may be below 0 by this much of Σ α |b_i − b_k|.
         box: where z lies; default: anywhere.
     """
-    weight, bias = layer.weight, layer.bias
+    weight, norms, count = layer.weight, layer.norms, layer.classes
     away = mixes @ weight - weight[index]
-    residual = away.norm(dim=1) / layer.largest
-    gap = mixes @ bias - bias[index]
+    reach = (mixes * layer.distances(index)).sum(dim=1)
+    noise = (count + 4) * torch.finfo(torch.float64).eps * (mixes @ norms + norms[index])
+    residual = (away.norm(dim=1) + noise) / reach
+    levels = layer.bias - layer.bias[index, None]
+    gap, size = (mixes * levels).sum(dim=1), (mixes * levels.abs()).sum(dim=1)
     sound = (mixes >= 0).all(dim=1) & ((mixes.sum(dim=1) - 1).abs() < 1e-9)
     sound &= mixes.gather(1, index[:, None])[:, 0] == 0
-    proven = sound & (residual <= RESIDUAL) & (gap >= -tol)  # (1)
-    if box is not None:
-        confined = gap - box.support(-away)  # (2)
-        gap = torch.where(proven, gap, confined)
-        proven |= sound & (confined >= -tol)
-    reach = (mixes * layer.distances(index)).sum(dim=1)
+    if box is None:
+        sound &= residual <= RESIDUAL  # (1)
+    else:
+        support = box.support(-away)
+        gap, size = gap - support, size + support.abs()  # (2)
+    proven = sound & (gap >= -tol * size)
     entropy = torch.special.entr(mixes).sum(dim=1)
     return CheckedMixes(proven, residual, gap, entropy, -gap / reach)  # (4)

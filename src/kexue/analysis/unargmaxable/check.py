@@ -39,7 +39,7 @@ def check_argmaxable(
         method: "auto", the whole cascade. Or one stage alone: "probe", "climb", "newton", "lp"
             (which finds the largest ball), and from the sources "reflect" (the paper's
             approximation, which proves winning only) and "min_norm" (the article's Frank–Wolfe).
-        tol: how far below 0 the δ of a mix may be, in logits.
+        tol: how far below 0 the δ of a mix may be, against Σ α |b_i − b_k|.
         device: where to compute; default: where `weight` is.
         resume: a file that keeps what is decided, written every minute; a run that finds it goes
             on from there.

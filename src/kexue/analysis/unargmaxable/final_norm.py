@@ -28,13 +28,13 @@ KINDS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def norm_box(
-    gamma: Float[Tensor, " d"], beta: Float[Tensor, " d"] | None = None, kind: str = "layer"
+    gamma: Float[Tensor, " d"], beta: Float[Tensor, " e"] | None = None, kind: str = "layer"
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """The least and the largest value of every feature, for `check_argmaxable(…, box=…)`.
 
     Args:
         gamma: γ.
-        beta: β; 0 when None.
+        beta: β, of the same shape; 0 when None.
         kind: "layer" or "rms".
 
     Raises:
@@ -67,13 +67,13 @@ class FinalNorm:
     Attributes:
         kind: "layer" or "rms".
         gamma: γ.
-        beta: β; None where there is none.
+        beta: β, of the same shape; None where there is none.
         scale: s.
     """
 
     kind: str
     gamma: Float[Tensor, " d"]
-    beta: Float[Tensor, " d"] | None = None
+    beta: Float[Tensor, " e"] | None = None
     scale: float = 1.0
 
     @property

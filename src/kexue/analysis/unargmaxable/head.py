@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Box", "OutputLayer", "as_box", "output_layer"]
+__all__ = ["Box", "OutputLayer", "as_box", "output_layer", "rounding"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,31 @@ class OutputLayer:
         """C."""
         return self.weight.shape[0]
 
-    @property
-    def largest(self) -> float:
-        """max |w_i|."""
-        return float(self.weight.norm(dim=1).max())
+    @cached_property
+    def norms(self) -> Float[Tensor, " c"]:
+        """|w_i|."""
+        norms: Tensor = self.weight.norm(dim=1)
+        return norms
+
+    def centred(self) -> "OutputLayer":
+        """Rows and biases less their medians: the same differences of logits.
+
+        What all share would only cost digits. Not the mean, as one bias of −1e9 (a masked class) or
+        one row that dwarfs the others must not cost theirs.
+        """
+        rows = self.weight - self.weight.median(dim=0).values
+        return OutputLayer(rows, self.bias - self.bias.median(), self.has_bias)
 
     def logits(self, points: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """W z + b for every point."""
         return torch.addmm(self.bias, points, self.weight.mT)
 
     def distances(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
-        """|w_i − w_k| for every class k of `index`."""
-        return torch.cdist(self.weight[index], self.weight)
+        """|w_i − w_k| for every class k of `index`, never too small by rounding."""
+        squares = self.norms.square()
+        both = squares[index, None] + squares
+        apart = torch.addmm(both, self.weight[index], self.weight.mT, alpha=-2).clamp_min_(0)
+        return apart.add_(both, alpha=_unit(self)).sqrt_()
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Box:
         room = torch.where(away > 0, self.upper - middle, middle - self.lower)
         share = torch.where(away == 0, math.inf, room / away.abs()).amin(dim=1).clamp_max(1.0)
         inside = middle + (1 - 1e-12) * share[:, None] * away
-        return torch.where((share < 1)[:, None], inside, points)
+        return torch.where((share < 1)[:, None], inside, points).clamp(self.lower, self.upper)
 
     def support(self, direction: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """max over z in the box of direction · z."""
@@ -115,13 +130,18 @@ def as_box(box: float | tuple[object, object] | None, layer: OutputLayer) -> Box
             raise ValueError(f"box must be a number or (lower, upper), got {len(box)} items")
         lower, upper = box
     else:
+        if isinstance(box, bool) or not isinstance(box, Real):
+            raise TypeError(f"box must be a number or a tuple (lower, upper), got {box!r}")
         if not box > 0:
             raise ValueError(f"box must be positive, got {box}")
         lower, upper = -box, box
     like, width = layer.weight, layer.weight.shape[1]
     sides = []
     for name, side in (("lower", lower), ("upper", upper)):
-        made = torch.as_tensor(side, dtype=like.dtype, device=like.device)
+        try:
+            made = torch.as_tensor(side, dtype=like.dtype, device=like.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"box: {name} must be a number or numbers: {error}") from None
         if made.shape not in ((), (width,)):
             raise ValueError(
                 f"box: {name} must be a number or have shape ({width},), got {tuple(made.shape)}"
@@ -151,10 +171,16 @@ def _real(name: str, given: Tensor | np.ndarray, device: str | None) -> Tensor:
     return made
 
 
-def rounding(layer: OutputLayer, points: Tensor, index: Tensor) -> Tensor:
-    """A bound of the rounding error of l_k(z) − l_i(z), for every point and its class k."""
-    width = layer.weight.shape[1]
-    unit = (width + 4) * torch.finfo(torch.float64).eps  # twice what rounding can do
-    size = points.norm(dim=1) * (layer.weight[index].norm(dim=1) + layer.largest)
-    bound: Tensor = unit * (size + layer.bias.abs().max() + layer.bias[index].abs())
-    return bound
+def rounding(
+    layer: OutputLayer, points: Float[Tensor, "n d"], index: Int[Tensor, " n"]
+) -> Float[Tensor, "n c"]:
+    """A bound of the rounding error of l_k(z) − l_i(z), for every point, its class k, and all i."""
+    norms, levels = layer.norms, layer.bias.abs()
+    far = points.norm(dim=1)[:, None]
+    size: Tensor = far * (norms[index, None] + norms) + (levels[index, None] + levels)
+    return _unit(layer) * size
+
+
+def _unit(layer: OutputLayer) -> float:
+    """Twice what rounding can do to a product of two vectors, against their norms."""
+    return (layer.weight.shape[1] + 4) * torch.finfo(torch.float64).eps

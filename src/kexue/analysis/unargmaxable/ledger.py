@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kexue.analysis.unargmaxable.certificates import (
+    RESIDUAL,
     check_mixes,
     check_points,
     probability_bound,
@@ -31,7 +32,7 @@ class Ledger:
     """The report of a layer as it fills up. Its methods know classes by their distinct rows.
 
     Attributes:
-        layer: the distinct rows.
+        layer: the distinct rows, centred; differences of logits are those of the whole layer.
         white: the same in whitened coordinates.
         report: of the whole layer.
         box, tol: as `check_argmaxable`.
@@ -41,7 +42,8 @@ class Ledger:
         best = same_rows(layer).cpu().numpy()
         kept = np.unique(best)
         chosen = torch.as_tensor(kept, device=layer.weight.device)
-        self.layer = OutputLayer(layer.weight[chosen], layer.bias[chosen], layer.has_bias)
+        distinct = OutputLayer(layer.weight[chosen], layer.bias[chosen], layer.has_bias)
+        self.layer = distinct.centred()
         white = whiten(self.layer)
         self.report = ArgmaxReport(layer, index, kept, white, box)
         self.white, self.box, self.tol = white, box, tol
@@ -64,7 +66,8 @@ class Ledger:
         took = time.perf_counter() - began
         fresh = before != report.verdict
         report.seconds[fresh] = took / max(int((before == OPEN).sum()), 1)
-        can, cannot = (int((fresh & (report.verdict == v)).sum()) for v in (CAN, CANNOT))
+        own = report.method == name  # those of a former run, too
+        can, cannot = (int((own & (report.verdict == v)).sum()) for v in (CAN, CANNOT))
         report.stages.append(Stage(name, can, cannot, took))
 
     def won(
@@ -101,16 +104,22 @@ class Ledger:
         elif self._mixed(found.index, tilted(self.white, found)):
             self.report.proofs.tilt[found.index] = found
 
-    def mix(self, index: int, among: Int[Tensor, " s"], weights: Float[Tensor, " s"]) -> None:
+    def mix(self, index: int, among: Int[Tensor, " s"], weights: Float[Tensor, " s"]) -> bool:
         """Keeps a mix of a few classes, if it is a proof."""
         whole = torch.zeros_like(self.layer.bias).index_put((among,), weights)
-        if self._mixed(index, whole):
+        proven = self._mixed(index, whole)
+        if proven:
             self.report.proofs.mix[index] = (among, weights)
+        return proven
 
     def _mixed(self, index: int, mix: Float[Tensor, " c"]) -> bool:
         number = torch.tensor([index], device=mix.device)
-        found = check_mixes(self.layer, number, mix[None], self.tol, self.box)
-        if not bool(found.proven[0]):
+        found = check_mixes(self.layer, number, mix[None], self.tol)
+        proven = bool(found.proven[0]) and self._cancels(index, mix)
+        if not proven and self.box is not None:
+            found = check_mixes(self.layer, number, mix[None], self.tol, self.box)
+            proven = bool(found.proven[0])
+        if not proven:
             return False
         place = self.report.place[int(self.report.kept[index])]
         margin, radius = min(0.0, -float(found.gap[0])), min(0.0, float(found.radius[0]))
@@ -118,6 +127,15 @@ class Ledger:
         self.report.bound[place] = float(found.bound[0])
         self.report.spread[place] = float(found.entropy[0].exp())
         return True
+
+    def _cancels(self, index: int, mix: Float[Tensor, " c"]) -> bool:
+        """Whether Σ α (w_i − w_k) is next to nothing in whitened coordinates, too.
+
+        Where some features are a million times larger than others, a rest that is small against
+        those may be all that there is of the others.
+        """
+        rest = (mix @ self.layer.weight - self.layer.weight[index]) @ self.white.map
+        return bool(rest.norm() <= RESIDUAL * (mix @ self.white.distances(index)))
 
     def _can(self, number: int, margin: float, radius: float) -> None:
         place = self.report.place[int(self.report.kept[number])]
@@ -140,8 +158,8 @@ class Ledger:
                 if behind == 0:
                     self._tied(one, k, behind)
             if len(self.lead) == 1 and self.lead[0] > 0 and int(best[0]) in self.report.place:
-                self._can(0, math.inf, math.inf)  # all rows are the same: the largest bias wins
-                self.report.proofs.scale[0] = 0.0
+                origin = torch.zeros_like(self.layer.weight)
+                self.points(torch.zeros_like(origin[:, 0]).long(), origin)  # the largest bias wins
 
     def _tied(self, index: int, twin: int, behind: float) -> None:
         place = self.report.place.get(index)

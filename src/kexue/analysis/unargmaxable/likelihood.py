@@ -11,7 +11,7 @@ F is convex, and at every v one of three things is true:
 - all l_i < l_k: v is a point where k wins, the search is over;
 - ∇F = 0: then Σ α_i v_i = v_k, and α is a mix. If its δ ≥ 0, class k can never win, and
 
-      sup over z of p_k(z) = 1 / (1 + e^F)        (at τ = 1: the bound is exact)                 (4)
+      sup over z of p_k(z) = 1 / (1 + e^F)        (at τ = 1, over all classes)                  (4)
 
 - else go on downhill; and if ∇F = 0 with δ < 0, lower τ: as τ → 0 the mix becomes the one with the
   largest δ, which decides.
@@ -24,7 +24,7 @@ at v, found by cutting planes: Newton's method there, then the classes that it o
 Cost: climb 4 C r per class and step; newton m r² per step with m ≈ 4 r classes. A linear program
 per class instead (C × r, dense) takes minutes at the size of a vocabulary.
 Source: the dual mix with bias and the use of the likelihood are ours; arXiv 2203.06462 and article
-8987 pose the question; steps: Barzilai and Borwein 1988.
+9046 pose the question; steps: Barzilai and Borwein 1988.
 """
 
 import math
@@ -43,6 +43,10 @@ BLOCK = 1 << 20
 """Numbers of a block of logits of `climb`: 8 MB, which a cache holds."""
 STEPS = 80
 """Of `climb`; who needs more is better served by `newton`."""
+SURE = 50.0
+"""A δ with which the bound, e^−50, need not be made any better."""
+WHOLE = 1 << 30
+"""Numbers of a Hessian over all classes, C r²: up to here a mix of a few becomes one of all."""
 FAR = 30.0
 NEARLY = 1e-4
 """A fall of F by less than this many τ is promised: near enough to the minimum to lower τ."""
@@ -87,7 +91,8 @@ def climb(white: Whitened, todo: Int[Tensor, " m"]) -> Iterator[Found]:
 def _climb_block(white: Whitened, index: Tensor) -> Iterator[Found]:
     own = white.rows[index]
     small = SMALL * (1 + own.norm(dim=1))
-    point, tau = torch.zeros_like(own), torch.ones_like(small)
+    level = white.offsets.max() - white.offsets[index]
+    point, tau = torch.zeros_like(own), first_temperature(level)
     before, moved, rate = torch.zeros_like(own), torch.zeros_like(own), 0.5 * tau
     for _ in range(STEPS):
         logits = white.logits(point)
@@ -98,20 +103,39 @@ def _climb_block(white: Whitened, index: Tensor) -> Iterator[Found]:
         slope = mix @ white.rows - own
         flat = slope.norm(dim=1) <= small
         gap = mix @ white.offsets - white.offsets[index]
-        done = wins | (flat & (gap >= -small))
-        for n in done.nonzero()[:, 0].tolist():
+        loses = flat & (gap >= -SMALL * (mix @ white.offsets.abs() + white.offsets[index].abs()))
+        for n in (wins | loses).nonzero()[:, 0].tolist():
             yield Found(int(index[n]), bool(wins[n]), point[n].clone(), float(tau[n]))
+        done = wins | (loses & ((tau <= 1) | (gap > SURE)))  # a hot mix is not the best bound
         cold = flat & ~done
-        tau = torch.where(cold, tau / 4, tau)
+        down, shrink = colder(tau, level)
         rate = barzilai_borwein(moved, slope - before, rate)
-        rate = torch.where(cold, rate / 4, rate)
+        rate = torch.where(cold, rate * down / tau, rate)
+        tau, shrink = torch.where(cold, down, tau), torch.where(cold, shrink, 1.0)
         step = -rate[:, None] * slope
         keep = ~done
         if not bool(keep.any()):
             return
-        index, own, small, tau, rate = (x[keep] for x in (index, own, small, tau, rate))
+        index, own, small, level = (x[keep] for x in (index, own, small, level))
+        tau, rate = tau[keep], rate[keep]
         before, moved = slope[keep], step[keep]
-        point = point[keep] + moved
+        point = point[keep] * shrink[keep, None] + moved
+
+
+def first_temperature(level: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """1, or more where biases are hundreds: steps of some τ have to get there."""
+    return torch.where(level > 100, level / FAR, 1.0)
+
+
+def colder(tau: Float[Tensor, "*n"], level: Float[Tensor, "*n"]) -> tuple[Tensor, Tensor]:
+    """The next temperature, and by how much the point shrinks with it.
+
+    A quarter, but 1 on the way. While τ exceeds all biases, the best point is in proportion to τ.
+    """
+    down = torch.where(tau > 1, (tau / 4).clamp_min(1.0), tau / 4)
+    small = (level > 0) & (level < down) & (tau <= 1)
+    down = torch.where(small, level, down)
+    return down, torch.where(small, down / tau, 1.0)
 
 
 def barzilai_borwein(
@@ -137,7 +161,8 @@ def newton(
     rows, offsets = white.rows, white.offsets
     width, own = rows.shape[1], rows[index]
     v = last = torch.zeros_like(own) if point is None else point
-    tau, small = 1.0, SMALL * (1 + float(own.norm()))
+    small, level = SMALL * (1 + float(own.norm())), offsets.max() - offsets[index]
+    tau, found = float(first_temperature(level)), None
     near = torch.addmv(offsets, rows, own)
     near[index] = -math.inf
     active = near.topk(min(4 * width, len(rows) - 1)).indices
@@ -156,15 +181,31 @@ def newton(
             continue
         mix = torch.softmax(ahead / tau, dim=0)  # (2)
         slope, gap = mix @ here, float(mix @ bias)
-        if float(slope.norm()) <= small and gap >= -small:
-            return Found(index, False, v, tau, active)
+        if float(slope.norm()) <= small and gap >= -SMALL * float(mix @ bias.abs()):
+            found = Found(index, False, v, tau, active)
+            if tau > 1 and gap <= SURE:
+                tau, v = _cooled(tau, level, v)
+            elif tau != 1 or len(active) >= len(rows) - 1 or len(rows) * width**2 > WHOLE:
+                return found
+            else:  # the bound is exact with all classes
+                active = torch.arange(len(rows), device=rows.device)
+                active = active[active != index]
+                here, bias = rows[active] - own, offsets[active] - offsets[index]
+            continue
         step = _downhill(_hessian(here, mix, slope), slope) * -tau  # (3)
         descent = float(slope @ step)
         if -descent < NEARLY * tau and gap < 0:
-            tau /= 4
+            if found is not None:  # a proof, though not with all classes
+                return found
+            tau, v = _cooled(tau, level, v)
         else:
             last, v = v, _line_search(here, bias, v, step, tau, descent)
-    return None
+    return found
+
+
+def _cooled(tau: float, level: Tensor, v: Tensor) -> tuple[float, Tensor]:
+    down, shrink = colder(level.new_tensor(tau), level)
+    return float(down), v * shrink
 
 
 def _hessian(here: Tensor, mix: Tensor, slope: Tensor) -> Tensor:
@@ -213,4 +254,5 @@ def _line_search(
 
 def _with_violators(active: Tensor, ahead: Tensor, width: int) -> Tensor:
     worst = ahead.topk(min(max(128, width), int((ahead >= 0).sum()))).indices
-    return torch.unique(torch.cat((active, worst)))
+    together: Tensor = torch.unique(torch.cat((active, worst)))
+    return together

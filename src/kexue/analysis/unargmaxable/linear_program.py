@@ -1,10 +1,13 @@
 r"""The exact decision for one class: the largest ball of features in which it wins.
 
     maximise r   subject to   (w_i − w_k) · z + |w_i − w_k| r ≤ b_k − b_i   for all i ≠ k       (1)
-                              lower ≤ z ≤ upper,   r ≤ 1 where z is free
+                              lower ≤ z ≤ upper,   r bounded where z is not
 
 The box confines z alone, not the ball. r > 0: class k wins at z. r ≤ 0: the multipliers λ ≥ 0 of
 (1), scaled to sum one, are the mix of the dual certificate (`certificates.py`).
+
+The solver's tolerances are absolute, so it is given directions and distances instead: row i over
+|w_i − w_k|, and lengths in units of the largest |b_k − b_i| / |w_i − w_k|.
 
 One row per class would be far too many. Cutting planes: solve with the classes that are nearest to
 winning, add those that win at z nevertheless, until there are none. A verdict "no" from some of the
@@ -28,7 +31,7 @@ __all__ = ["Decision", "largest_ball"]
 CUTS = 128
 """Classes added per round."""
 ZERO = 1e-9
-"""A radius up to this is none; HiGHS works to 1e-7 by default and is asked for 1e-10."""
+"""Of the unit of length; HiGHS works to 1e-7 by default and is asked for 1e-10."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def largest_ball(
         rows: w_i, or whitened rows.
         offsets: b_i.
         index: k.
-        box: where z lies; default: anywhere, and then r ≤ 1.
+        box: where z lies; default: anywhere, and then r is at most 1 or the largest distance.
         start: a point at which the first rows are chosen; default w_k.
         most: rounds.
         seconds: limit of one program.
@@ -75,34 +78,35 @@ def largest_ball(
     away, gaps = rows - rows[index], offsets - offsets[index]
     norms = away.norm(dim=1)
     norms[index] = 1.0  # never used
-    width = rows.shape[1]
+    width, length = rows.shape[1], float((gaps / norms).abs().max()) or 1.0
     near = _ahead(away, gaps, norms, index, rows[index] if start is None else start)
     active = near.topk(min(4 * width + 4, len(rows) - 1)).indices
-    sides = [(None, None)] * width if box is None else _sides(box)
+    sides = [(None, None)] * width if box is None else _sides(box, length)
+    bounded = all(side is not None for pair in sides for side in pair)
+    most_r = None if bounded else min(max(1.0, 1 / length), 1e6)
     options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
     for round_ in range(1, most + 1):
-        table = torch.cat((away[active], norms[active, None]), dim=1).cpu().numpy()
+        size = norms[active]
         found = linprog(
             np.r_[np.zeros(width), -1.0],
-            A_ub=table,
-            b_ub=-gaps[active].cpu().numpy(),
-            bounds=[*sides, (None, None if box is not None else 1.0)],
+            A_ub=np.c_[(away[active] / size[:, None]).cpu().numpy(), np.ones(len(active))],
+            b_ub=(-gaps[active] / size / length).cpu().numpy(),
+            bounds=[*sides, (None, most_r)],
             method="highs-ds",
             options=options if seconds is None else options | {"time_limit": seconds},
         )
         if found.status != 0:
             return None
-        point, radius = torch.as_tensor(found.x[:-1]).to(rows), float(found.x[-1])
-        ahead = _ahead(away, gaps, norms, index, point)
-        over = int((ahead + radius > ZERO).sum())
-        fresh = ahead.topk(min(CUTS, over)).indices if over else active[:0]
-        fresh = fresh[~torch.isin(fresh, active)]
-        if radius <= 0 or not len(fresh):
-            dual = torch.as_tensor(-found.ineqlin.marginals).to(rows).clamp_min(0)
+        point, radius = torch.as_tensor(found.x[:-1]).to(rows) * length, float(found.x[-1])
+        ahead = _ahead(away, gaps, norms, index, point) / length + radius
+        ahead[active] = -torch.inf
+        over = int((ahead > ZERO).sum())
+        if radius <= 0 or not over:
+            dual = torch.as_tensor(-found.ineqlin.marginals).to(rows).clamp_min(0) / size
             kept = dual > 0
             weights = dual[kept] / dual[kept].sum()
-            return Decision(radius, point, active[kept], weights, round_)
-        active = torch.cat((active, fresh))
+            return Decision(radius * length, point, active[kept], weights, round_)
+        active = torch.cat((active, ahead.topk(min(CUTS, over)).indices))
     return None
 
 
@@ -113,8 +117,8 @@ def _ahead(away: Tensor, gaps: Tensor, norms: Tensor, index: int, point: Tensor)
     return ahead
 
 
-def _sides(box: Box) -> list[tuple[float | None, float | None]]:
+def _sides(box: Box, length: float) -> list[tuple[float | None, float | None]]:
     return [
-        (None if low == -np.inf else low, None if high == np.inf else high)
+        (None if low == -np.inf else low / length, None if high == np.inf else high / length)
         for low, high in zip(box.lower.tolist(), box.upper.tolist(), strict=True)
     ]

@@ -7,7 +7,7 @@ steps converge slowly near a face, where a distance of 1e-4 proves nothing, and 
 the bias: for a minimum of 0 the sign of Σ α_i b_i − b_k decides. So this is a screen, whose results
 count only as far as they prove themselves; the cascade does not use it.
 
-Source: the article of 2022-04-20; steps: Frank and Wolfe 1956, with line search.
+Source: article 9046; steps: Frank and Wolfe 1956, with line search.
 """
 
 import torch

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kexue.analysis.unargmaxable.final_norm import FinalNorm
+from kexue.analysis.unargmaxable.forward_pass import trace_model
 from kexue.analysis.unargmaxable.stored_head import (
     ModelHead,
     head_of_file,
@@ -37,8 +37,6 @@ from kexue.models.loading import (
 __all__ = ["ModelHead", "find_head", "head_of_model"]
 
 PREDICTS_WORDS = re.compile(r"(LMHead|ForCausalLM|ForMaskedLM|ForPreTraining|MTModel|Generation)")
-PROBE = 4
-"""Tokens of the one forward pass."""
 
 
 def find_head(source: Any) -> ModelHead:
@@ -92,33 +90,32 @@ def head_of_model(model: nn.Module, source: str | None = None) -> ModelHead:
     """
     called = type(model).__name__ if source is None else source
     if isinstance(model, nn.Linear):
-        bias = None if model.bias is None else model.bias.detach()
-        return ModelHead(
-            model.weight.detach(), bias, called, "weight", "" if bias is None else "bias"
-        )
+        offsets = None if model.bias is None else model.bias.detach()
+        named = "" if offsets is None else "bias"
+        return ModelHead(model.weight.detach(), offsets, called, "weight", named)
     if isinstance(model, LanguageModel):
-        norm = FinalNorm("layer", model.norm.weight.detach(), model.norm.bias.detach())
+        last = FinalNorm("layer", model.norm.weight.detach(), model.norm.bias.detach())
         tied = "embedding.weight, tied to the embeddings"
-        return ModelHead(model.embedding.weight.detach(), None, called, tied, "", norm)
+        return ModelHead(model.embedding.weight.detach(), None, called, tied, "", last)
     getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
+    head: Any = getter() if callable(getter) else None
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise CheckpointError(
             f"{called}: {type(model).__name__} has no output layer over words; load it with its "
             "language-model head, such as AutoModelForCausalLM or AutoModelForMaskedLM"
         )
-    weight, bias, name = head.weight.detach(), _bias(model, head), "get_output_embeddings().weight"
+    weight, bias = head.weight.detach(), _bias(model, head)
     if weight.is_meta:
         raise CheckpointError(f"{called}: the weights are on the meta device, load them first")
     names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is head.weight]
-    name = names[-1] if names else name
+    name = names[-1] if names else "get_output_embeddings().weight"
     name += ", tied to the embeddings" if len(names) > 1 else ""
-    trace = _trace(model, head)
-    norm = None
+    trace = trace_model(model, head)
+    norm: FinalNorm | None = None
     if trace is None:
         name += ", not compared with a forward pass"
     else:
-        _check_order(called, trace, weight, bias)
+        trace.check_order(called, weight, bias)
         norm = trace.norm()
     said = "" if bias is None else ("bias" if getattr(head, "bias", None) is not None else LOGITS)
     return ModelHead(weight, bias, called, name, said, norm)
@@ -132,105 +129,6 @@ def _bias(model: nn.Module, head: Any) -> Tensor | None:
     parts = [getattr(head, "bias", None), getattr(model, LOGITS, None)]
     given = [part.detach().flatten() for part in parts if isinstance(part, Tensor)]
     return None if not given else torch.stack(given).sum(dim=0)
-
-
-class Trace:
-    """One forward pass: what the output layer was given, the logits, and all normalisations."""
-
-    def __init__(self) -> None:
-        self.features = self.logits = torch.zeros(0)
-        self.norms: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def norm(self) -> FinalNorm | None:
-        """The last one whose output is what the output layer was given, but for a factor."""
-        width = self.features.shape[-1]
-        z = self.features.reshape(-1, width).double()
-        loose = 1e-4 if self.features.dtype == torch.float32 else 2e-2
-        for module, given, made in reversed(self.norms):
-            if made.shape[-1] != width or made.numel() != z.numel():
-                continue
-            y = made.reshape(-1, width).double()
-            scale = float((z * y).sum() / y.square().sum().clamp_min(1e-300))
-            if scale > 0 and _near(z, scale * y, loose):
-                return _kind(module, given.reshape(-1, width).double(), y, scale, loose)
-        return None
-
-
-def _kind(
-    module: Any, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], scale: float, loose: float
-) -> FinalNorm | None:
-    """The formula that turns x into y."""
-    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
-    beta = bias.detach() if isinstance(bias, Tensor) else None
-    plain = weight.detach() if isinstance(weight, Tensor) else torch.ones_like(x[0])
-    eps = getattr(module, "eps", getattr(module, "variance_epsilon", 0.0)) or 0.0
-    for kind in ("layer", "rms"):
-        about = x - x.mean(dim=-1, keepdim=True) if kind == "layer" else x
-        unit = about * (about.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
-        for gamma in (plain.double(), plain.double() + 1):
-            if _near(unit * gamma + (0 if beta is None else beta.double()), y, loose):
-                return FinalNorm(kind, gamma, beta, 1.0 if abs(scale - 1) < loose else scale)
-    return None
-
-
-def _near(one: Tensor, other: Tensor, loose: float) -> bool:
-    return bool((one - other).abs().max() <= loose * other.abs().max())
-
-
-def _trace(model: Any, head: nn.Module) -> Trace | None:
-    """Runs the model on a few tokens; None where it does not take tokens alone."""
-    trace, weight = Trace(), next(model.parameters())
-    entries = min(model.get_input_embeddings().weight.shape[0], head.weight.shape[0])  # type: ignore[operator, union-attr, index]
-    ids = torch.arange(1, PROBE + 1, device=weight.device)[None] * max(1, entries // (PROBE + 2))
-    batch = {"input_ids": ids % entries, "attention_mask": torch.ones_like(ids)}
-    if getattr(model.config, "is_encoder_decoder", False):
-        batch["decoder_input_ids"] = batch["input_ids"]
-
-    def given(module: nn.Module, args: tuple[Any, ...]) -> None:
-        trace.features = args[0].detach()
-
-    def normed(module: nn.Module, args: tuple[Any, ...], made: Any) -> None:
-        if args and isinstance(made, Tensor):
-            trace.norms.append((module, args[0].detach(), made.detach()))
-
-    hooks = [head.register_forward_pre_hook(given)]
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            hooks.append(module.register_forward_hook(normed))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), quiet_transformers():
-            output = model(**batch)
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return None
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
-    if logits is None or not trace.features.numel():
-        return None
-    trace.logits = logits.detach()
-    return trace
-
-
-def _check_order(source: str, trace: Trace, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses a model whose logits do not rise with W z + b."""
-    features = trace.features.reshape(-1, trace.features.shape[-1]).double()
-    logits = trace.logits.reshape(-1, trace.logits.shape[-1]).double()
-    fits = features.shape[1] == weight.shape[1] and logits.shape == (len(features), len(weight))
-    if fits:
-        own = features @ weight.double().mT + (0 if bias is None else bias.double())
-        risen = logits.gather(1, own.argsort(dim=1))
-        fall = (risen.cummax(dim=1).values - risen).max()
-        loose = 1e-4 if trace.logits.dtype == torch.float32 else 5e-2
-        fits = float(fall) <= loose * float(logits.amax() - logits.amin() + 1e-30)
-    if not fits:
-        raise CheckpointError(
-            f"{source}: its logits are not ordered as W z + b of its output layer (a mixture of "
-            "softmaxes, or a bias kept elsewhere); give the matrix itself, FILE:weight:bias"
-        )
 
 
 def _config(source: str, folder: Path) -> Any:

@@ -10,13 +10,15 @@ t need only exceed
 
     t* = max_i (c_i − c_k) / (v_k · v_k − v_k · v_i)                                           (3)
 
-The logits come in float32. A probe counts at once if its margin exceeds twice the rounding error of
-such products, |v_k · v_i| (r + 2) 2⁻²⁴; the margin itself is computed anew in float64 against the
-runner-up, in the layer's own coordinates. What is closer goes through the full check.
+The logits come in float32. A probe counts at once if its margin exceeds what rounding can do to
+such products, (r + 8) 2⁻²⁴ |v_k| |v_i| each, and what the change of coordinates adds; the margin
+itself is computed anew in float64 against the runner-up, in the layer's own coordinates. What is
+closer goes through the full check.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,11 +80,13 @@ def whitened_probe(white: Whitened, todo: Int[Tensor, " m"]) -> Iterator[Probed]
     """(1) for the classes of `todo`, block by block."""
     rows, offsets = white.rows.float(), white.offsets.float()
     norms = rows.norm(dim=1)
-    longest, tilt = norms.max(), 2 * offsets.abs().max() * UNIT
-    error = 2 * (rows.shape[1] + 2) * UNIT * longest
+    per_unit, level = white.slack
+    error = 2 * (rows.shape[1] + 8) * UNIT * norms.max() + per_unit
+    tilt = 8 * UNIT * offsets.abs().max() + level + per_unit * white.shift.norm().float()
     for index in todo.split(max(1, CHUNK // len(rows))):
         number = torch.arange(len(index), device=rows.device)
-        logits = rows[index] @ rows.mT
+        with full_float32(rows.device.type):
+            logits = rows[index] @ rows.mT
         own = logits[number, index]
         far = own[:, None] - logits
         far[number, index] = math.inf  # without the bias: how far all others are behind
@@ -97,6 +101,18 @@ def whitened_probe(white: Whitened, todo: Int[Tensor, " m"]) -> Iterator[Probed]
             needed = ((offsets - offsets[index[late], None]) / far[late]).amax(dim=1)  # (3)
             scale[late] = 2 * needed.clamp_min(0.5)
         yield Probed(index, wins, scale.double(), rival, late | (margin.abs() <= doubt + tilt))
+
+
+@contextmanager
+def full_float32(device: str) -> Iterator[None]:
+    """Products of matrices in float32 proper, whatever autocast or TensorFloat-32 settings say."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def reflected(

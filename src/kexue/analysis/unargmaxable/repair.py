@@ -6,7 +6,7 @@ r"""Repairs of an output layer after which every class can win: from a new layer
 
 (1) ρ is the mean length. Every logit changes: train on. Needs rows of different directions.
 (2) l'_i(z) = (|z|² − |z − w_i|²) / 2 + const. The bias is thrown away, and with it what the layer
-knew about frequencies.
+knew about frequencies. Rows far off the origin get biases far apart.
 (3) δ_k and e_k: see `raising.py`. No other bias changes, and no other class loses its place.
 
 What it costs. With Δ = b' − b, for every input and class
@@ -123,9 +123,9 @@ def make_all_argmaxable(
 
 
 def _voronoi(layer: OutputLayer) -> OutputLayer:
-    """(2), with the mean of the old bias; the rows may be shifted, which changes no order."""
+    """(2), with the mean of the old bias."""
     half = layer.weight.square().sum(dim=1) / 2
-    return OutputLayer(layer.weight, half.mean() - half + layer.bias.mean(), has_bias=True)
+    return OutputLayer(layer.weight, half.mean() - half + layer.bias.mean(), has_bias=True)  # (2)
 
 
 def _normalised(layer: OutputLayer) -> OutputLayer:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ class ArgmaxReport:
             wins, what that is at most anywhere, −δ ≤ 0.
         radius: a ball of features this large around the point lies where the class wins; the
             largest such ball for the method "lp". Where a class never wins, at most this, ≤ 0.
-        bound: the largest probability that a softmax can give to a class that never wins; else 1.
+        bound: no softmax gives more probability to a class that never wins; else 1. It is the
+            supremum where the mix is that of all classes at temperature 1, as a rule for "auto".
         spread: e^H of the mix, the number of classes that it is spread over; else 0.
         method: the stage that decided.
         seconds: of that stage, over the classes that it looked at.
@@ -207,7 +209,7 @@ class ArgmaxReport:
             ImportError: pandas is not installed.
         """
         try:
-            import pandas
+            pandas = import_module("pandas")
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas: pip install pandas") from error
         return pandas.DataFrame(
@@ -240,13 +242,10 @@ class ArgmaxReport:
         }
         if self.verdict[place] == CANNOT:
             mix = self.mix(index)
+            names = [None if tokens is None else tokens[k] for k in mix.index[:nearest]]
             row["nearest"] = [
-                {
-                    "token": None if tokens is None else tokens[k],
-                    "index": int(k),
-                    "weight": float(a),
-                }
-                for k, a in zip(mix.index[:nearest], mix.weights[:nearest], strict=True)
+                {"token": token, "index": int(k), "weight": float(a)}
+                for token, k, a in zip(names, mix.index, mix.weights, strict=False)
             ]
         return row
 

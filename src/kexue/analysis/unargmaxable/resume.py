@@ -39,6 +39,7 @@ class Saved:
             return
         if self.path.is_dir():
             raise ValueError(f"{self.path} is a folder; name a file to resume from")
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after an hour
         self.key = fingerprint(ledger, method)
         if self.path.exists():
             self._restore()
@@ -49,15 +50,16 @@ class Saved:
             self.write()
 
     def write(self) -> None:
-        """Writes under a temporary name, then renames."""
+        """Writes under a temporary name, syncs, then renames."""
         if self.path is None:
             return
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             save_file(self._tensors(), partial, metadata={"kexue": self.key})
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)

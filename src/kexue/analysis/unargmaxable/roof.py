@@ -22,7 +22,7 @@ __all__ = ["distance_to_roof"]
 CUTS = 128
 """Classes added per round."""
 ZERO = 1e-10
-"""In logits: a class ahead by less than this does not count as overlooked."""
+"""Of the largest gap of bias: a class ahead by less than this does not count as overlooked."""
 LOWEST = -1.0
 """δ where the classes at hand leave it free; more of them, and it rises to at least 0."""
 
@@ -53,7 +53,8 @@ def distance_to_roof(
     from scipy.optimize import linprog
 
     away, gaps = rows - rows[index], offsets - offsets[index]
-    width = rows.shape[1]
+    width, unit = rows.shape[1], float(gaps.abs().max()) or 1.0
+    gaps = gaps / unit  # the solver's tolerances are absolute
     near = torch.addmv(gaps, away, rows[index])
     near[index] = -torch.inf
     nearest = near.topk(min(2 * width + 2, len(rows) - 1)).indices
@@ -77,6 +78,6 @@ def distance_to_roof(
         fresh = ahead.topk(min(CUTS, int((ahead > ZERO).sum()))).indices
         fresh = fresh[~torch.isin(fresh, active)]
         if not len(fresh):
-            return lacks, point
+            return lacks * unit, point * unit
         active = torch.cat((active, fresh))
     return None

@@ -155,7 +155,7 @@ def _norm(store: "Store", layout: Layout, config: dict[str, Any]) -> FinalNorm |
     scale = store.read(gamma).double()
     scale = scale + 1 if layout.lifted else scale
     after = 1.0
-    if str(config.get("model_type")) in ("t5", "mt5", "umt5") and _scaled(config):
+    if config.get("model_type") == "umt5" or (config.get("model_type") == "t5" and _scaled(config)):
         after = len(scale) ** -0.5
     return FinalNorm(layout.kind, scale, None if beta is None else store.read(beta), after)
 

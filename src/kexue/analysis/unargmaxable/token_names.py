@@ -2,7 +2,7 @@
 
 Byte-level BPE (GPT-2, Llama 3, Qwen) spells every byte as one of 256 printable characters; they are
 turned back: `Ġthe` is shown as `␣the`, `æĺİ` as `明`, and bytes that are no whole character as
-`<E6 98>`. Control characters, and those that turn the direction of a line, are shown by number:
+`<E6><98>`. Control characters, and those that turn the direction of a line, are shown by number:
 `\\n`, `\\u202e`.
 """
 
@@ -42,7 +42,7 @@ def readable(token: str, byte_level: bool = False) -> str:
         >>> readable("Ġthe", byte_level=True), readable("æĺİ", byte_level=True)
         ('␣the', '明')
         >>> readable("æĺ", byte_level=True), readable("a\\u202eb\\n")
-        ('<E6 98>', 'a\\\\u202eb\\\\n')
+        ('<E6><98>', 'a\\\\u202eb\\\\n')
     """
     if byte_level and all(letter in LETTERS for letter in token):
         token = bytes(LETTERS[letter] for letter in token).decode("utf-8", "surrogateescape")
@@ -94,4 +94,4 @@ def _shown(letter: str) -> str:
 
 
 def _bytes(found: re.Match[str]) -> str:
-    return "<" + " ".join(f"{ord(letter) - 0xDC00:02X}" for letter in found[0]) + ">"
+    return "".join(f"<{ord(letter) - 0xDC00:02X}>" for letter in found[0])

@@ -12,11 +12,12 @@ must be against what the last normalisation gives.
 All verdicts are about being the single most likely word (strictly); sampling and beam search can
 still give a word that never wins, with at most the probability of its bound.
 
-Source: article 8987, arXiv 2203.06462.
+Source: article 9046, arXiv 2203.06462.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ from kexue.analysis.unargmaxable.model_head import ModelHead, find_head
 from kexue.analysis.unargmaxable.report import CAN, CANNOT, ArgmaxReport
 from kexue.analysis.unargmaxable.stored_head import split_file_name
 from kexue.analysis.unargmaxable.token_names import token_kinds, token_names
-from kexue.models.loading import TOKENIZER_FILES, CheckpointError, load_tokenizer
+from kexue.models.loading import (
+    TOKENIZER_FILES,
+    CheckpointError,
+    load_tokenizer,
+    quiet_transformers,
+)
 
 __all__ = ["WordsAudit", "audit_model", "audit_words", "feature_sizes"]
 
@@ -106,8 +112,7 @@ class WordsAudit:
 
     def kind(self, index: int) -> str:
         """ "", "special", "unused", "padding" or "zero"."""
-        zero = bool((self.report.layer.weight[index] == 0).all())
-        return self.kinds[index] or ("zero" if zero else "")
+        return self.kinds[index] or ("zero" if index in self._zeros else "")
 
     def token(self, index: int) -> str | None:
         """Its name."""
@@ -126,7 +131,7 @@ class WordsAudit:
             found.append(row)
         return found
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """|z| where each word was shown to win; NaN for the others."""
         sizes = feature_sizes(self.report)
@@ -143,10 +148,14 @@ class WordsAudit:
         return np.array([self.kinds[k] == "padding" for k in self.report.index], dtype=bool)
 
     def _zero(self) -> np.ndarray:
-        return np.isin(self.report.index, self.report.empty)
+        return np.array([k in self._zeros for k in self.report.index.tolist()], dtype=bool)
+
+    @cached_property
+    def _zeros(self) -> frozenset[int]:
+        return frozenset(self.report.empty.tolist())
 
     def _apart(self) -> np.ndarray:
-        return self._padded() | self._zero() | (self.report.twin >= 0)
+        return np.asarray(self._padded() | self._zero() | (self.report.twin >= 0))
 
     def _ordered(self, report: ArgmaxReport, chosen: np.ndarray) -> np.ndarray:
         """Real words first; then by their bound."""
@@ -191,8 +200,9 @@ def audit_words(
         >>> audit_words(layer).hidden.tolist()
         [4]
     """
-    head = find_head(model)
-    tokens, kinds, note = _words(model, tokenizer, len(head.weight))
+    with quiet_transformers():
+        head = find_head(model)
+        tokens, kinds, note = _words(model, tokenizer, len(head.weight))
     options: dict[str, Any] = {"method": method, "tol": tol, "device": device}
     sides = _sides(box, head)
     report = check_argmaxable(head.weight, head.bias, resume=resume, progress=progress, **options)
@@ -223,13 +233,12 @@ def feature_sizes(report: ArgmaxReport) -> np.ndarray:
     """|z| of the point at which each class was shown to win; NaN where it was not."""
     sizes, proofs, white = np.full(len(report.index), np.nan), report.proofs, report.white
     place = {number: report.place.get(int(k)) for number, k in enumerate(report.kept)}
-    stretch = white.map.square().sum(dim=0)  # the columns of T are orthogonal
     numbers = list(proofs.scale)
     for start in range(0, len(numbers), 8192):
         some = numbers[start : start + 8192]
-        t = torch.tensor([proofs.scale[k] for k in some]).to(stretch)
-        away = t[:, None] * white.rows[some] - white.shift
-        for number, size in zip(some, (away.square() @ stretch).sqrt().tolist(), strict=True):
+        t = torch.tensor([proofs.scale[k] for k in some]).to(white.rows)
+        points = white.features(t[:, None] * white.rows[some])
+        for number, size in zip(some, points.norm(dim=1).tolist(), strict=True):
             if place[number] is not None:
                 sizes[place[number]] = size
     for number, point in proofs.point.items():
