@@ -78,8 +78,8 @@ def test_programs_confirm_the_count_of_a_gaussian_layer():
     weight = np.random.default_rng(1).standard_normal((300, 8))
     report = check_argmaxable(weight)
     assert (len(report.argmaxable), len(report.unargmaxable), len(report.undecided)) == (211, 89, 0)
-    some = range(0, 300, 4)
-    assert report.verdict[::4].tolist() == verdicts(weight, None, some, method="lp")
+    some = range(0, 300, 12)
+    assert report.verdict[::12].tolist() == verdicts(weight, None, some, method="lp")
 
 
 # properties
@@ -105,14 +105,14 @@ def test_every_verdict_carries_a_proof_that_holds_in_fractions(seed, width):
         assert naive_mix(weight, bias, k) is not None
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("width", [2, 3])
 def test_without_bias_the_winners_are_the_vertices_of_the_hull(seed, width):
     weight, _ = random_head(seed, classes=25, width=width)
     assert check_argmaxable(weight).argmaxable.tolist() == sorted(ConvexHull(weight).vertices)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["auto", "lp"])
 def test_affine_maps_bias_shifts_and_scales_change_no_verdict(seed, method):
     weight, bias = random_head(seed, classes=30, width=3)

@@ -39,7 +39,7 @@ METHODS = ("auto", "lp", "newton", "climb", "probe", "reflect", "min_norm")
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_is_ever_wrong(method):
     decided = classes = 0
-    for weight, bias, expected in HEADS[:: {"auto": 1, "lp": 2, "reflect": 12}.get(method, 5)]:
+    for weight, bias, expected in HEADS[:: {"auto": 1, "lp": 3, "reflect": 12}.get(method, 6)]:
         report = check_argmaxable(weight, bias, method=method)
         known = report.verdict >= 0
         assert (report.verdict[known] == expected[known]).all(), (weight.tolist(), bias.tolist())
@@ -67,14 +67,14 @@ def test_no_method_is_ever_wrong(method):
 )
 @pytest.mark.parametrize("method", ["auto", "lp"])
 def test_neither_scale_nor_offset_changes_a_verdict(method, scale, moved, raised):
-    for weight, bias, expected in HEADS[:40]:
+    for weight, bias, expected in HEADS[:25]:
         report = check_argmaxable(weight * scale + moved, bias * scale + raised, method=method)
         assert report.verdict.tolist() == expected.astype(int).tolist()
 
 
 def test_a_box_allows_what_the_whole_program_allows_there():
     compared = 0
-    for weight, bias, _ in HEADS[:40]:
+    for weight, bias, _ in HEADS[:25]:
         for method in ("auto", "lp"):
             report = check_argmaxable(weight, bias, method=method, box=(-0.75, 2.0))
             for k in range(len(weight)):
@@ -94,7 +94,7 @@ def test_a_box_allows_what_the_whole_program_allows_there():
                     assert wins_exactly(weight, bias, k, point)
                     assert point.min() >= -0.75
                     assert point.max() <= 2.0
-    assert compared > 200
+    assert compared > 120
 
 
 @pytest.mark.parametrize("outside", [1e-3, 1e-5, 1e-6, 1e-7, 1e-8])

@@ -13,7 +13,7 @@ from kexue.analysis.unargmaxable.head import output_layer
 from kexue.analysis.unargmaxable.likelihood import climb, newton
 from kexue.analysis.unargmaxable.linear_program import largest_ball
 from kexue.analysis.unargmaxable.min_norm import shortest_mix
-from kexue.analysis.unargmaxable.probes import reflected, same_rows, whitened_probe
+from kexue.analysis.unargmaxable.probes import full_float32, reflected, same_rows, whitened_probe
 from kexue.analysis.unargmaxable.whitening import whiten
 from naive.unargmaxable import naive_mix
 
@@ -61,6 +61,24 @@ def test_neither_autocast_nor_low_precision_products_reach_the_probe(precision):
         torch.set_float32_matmul_precision(before)
     np.testing.assert_array_equal(report.verdict, expected.verdict)
     np.testing.assert_array_equal(report.margin, expected.margin)
+
+
+def test_products_of_the_probe_are_in_float32_proper():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with full_float32("cpu"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_probe_goes_as_far_out_as_a_bias_demands():
+    square = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    report = check_argmaxable(square, torch.tensor([-1e3, 0.0, 0.0, 0.0]), method="probe")
+    assert report.verdict.tolist() == [1, 1, 1, 1]
+    assert report.point(0).norm() > 500
 
 
 def test_the_probe_leaves_to_the_full_check_only_what_is_close():
@@ -199,7 +217,7 @@ def test_cutting_planes_find_what_the_whole_program_finds():
     weight, bias = draw.standard_normal((700, 4)), draw.standard_normal(700)
     layer = output_layer(weight, bias)
     exact, rounds = check_argmaxable(weight, bias).verdict, 0
-    for k in range(30):
+    for k in range(15):
         ball = largest_ball(layer.weight, layer.bias, k)
         assert (ball.radius > 0) == (exact[k] == 1)
         rounds = max(rounds, ball.rounds)
