@@ -45,7 +45,7 @@ STEPS = 80
 """Of `climb`; who needs more is better served by `newton`."""
 SURE = 50.0
 """A δ with which the bound, e^−50, need not be made any better."""
-WHOLE = 1 << 30
+WHOLE = 1 << 26
 """Numbers of a Hessian over all classes, C r²: up to here a mix of a few becomes one of all."""
 FAR = 30.0
 NEARLY = 1e-4
