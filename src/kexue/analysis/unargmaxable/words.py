@@ -1,4 +1,4 @@
-r"""你的语言模型有没有“无法预测”的词？ — which words a language model can never predict (S22)
+r"""你的语言模型有没有“无法预测的词”？ — which words a language model can never predict (S22)
 
 The verdicts of `check_argmaxable` on the output layer of a model, put into words: tokens instead of
 numbers, what is a real word apart from what is padding, zero or there twice, and how large features
