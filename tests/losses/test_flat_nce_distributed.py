@@ -1,10 +1,8 @@
 """Negatives from all processes: two of them under DDP do what one does with the whole batch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from families.two_processes import launched
 
 pytestmark = pytest.mark.distributed
 
@@ -60,17 +58,5 @@ open(f"{rank}.done", "w").write("gathered")
 
 
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
-    (tmp_path / "run.py").write_text(GATHERED)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", "run.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launched(GATHERED, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.done")) == ["0.done", "1.done"]
