@@ -78,8 +78,12 @@ def class_statistics(
 
 
 def _gram(rows: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    """rowsᵀ rows. NumPy's BLAS computes a symmetric product at half the cost of a general one."""
-    if rows.device.type == "cpu" and not rows.requires_grad:
+    """rowsᵀ rows. NumPy's BLAS computes a symmetric product at half the cost of a general one.
+
+    With several threads its own and torch's would wait for each other, ten times as long.
+    """
+    alone = torch.get_num_threads() == 1
+    if alone and rows.device.type == "cpu" and not rows.requires_grad:
         array = rows.numpy()
         with np.errstate(all="ignore"):  # infinity and NaN are found by the caller
             return torch.from_numpy(array.T @ array)
