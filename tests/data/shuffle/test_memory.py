@@ -134,7 +134,7 @@ def test_without_a_limit_a_process_that_holds_much_has_room_for_a_shuffle(
 @pytest.mark.parametrize("limit", [128 * MB, 256 * MB, 2000 * MB, 64_000 * MB])
 def test_the_parts_fit_into_the_limit(limit, base, blocks):
     if limit * 3 / 4 < base + 30 * MB:
-        pytest.skip("refused")
+        pytest.skip("a limit this small is refused, which a test above shows")
     one = Memory(limit, base, blocks=blocks)
     least = min(limit // 4, 2**32 - 1)
     assert blocks * one.block + least <= one.free
