@@ -20,8 +20,8 @@ against the spread. Of rows that come in blocks the residuals are about points n
 known so far or of the first block of a class; (5) then moves S to the means, once for all blocks.
 
 Symbols: counts n, means m, scatter S.   Axes: N rows, D features, K classes.
-Cost: one read of the rows, N·D² operations (twice that with several threads, on accelerators, under autograd),
-D² + K·D numbers kept.
+Cost: one read of the rows, N·D² operations (twice that with several threads, on accelerators and
+under autograd), D² + K·D numbers kept.
 Sources: article 8578; (4) is Chan, Golub and LeVeque's update, 1983, per class.
 """
 
